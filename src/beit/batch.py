@@ -1,0 +1,84 @@
+"""The few dataclasses that travel from data to task.
+
+Legend: B images, (h, w) patch grid, N = h * w patches, M masked places (padded), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Travels = TypeVar("_Travels", bound="Travels")
+
+
+@dataclass(frozen=True)
+class Travels:
+    """A dataclass of tensors and other such dataclasses that moves as a whole."""
+
+    def to(self: _Travels, device: torch.device, *, non_blocking: bool = False) -> _Travels:
+        """Return a copy whose tensors lie on the device."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, Travels)):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+    def pin_memory(self: _Travels) -> _Travels:
+        """Return a copy in page-locked memory (torch's loader calls this by name)."""
+        pinned = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, Travels)):
+                pinned[field.name] = value.pin_memory()
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True)
+class Masks(Travels):
+    """Which patches are masked: as a grid, and as a list of fixed length with padding.
+
+    The list lets the head read only masked places without boolean indexing, so no shape depends on
+    the draw and the device is never asked how many there are.
+    """
+
+    grid: Tensor  # (B, h, w) bool, True = masked
+    index: Tensor  # (B, M) int64, row-major patch index; padding points at patch 0
+    weight: Tensor  # (B, M) float32, 1 at masked places, 0 at padding
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Read (B, N, ...) values at the listed places: (B, M, ...)."""
+        index = self.index.view(*self.index.shape, *(1,) * (values.dim() - 2))
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+@dataclass(frozen=True)
+class ColourDraws(Travels):
+    """What the device is to do to each sample, drawn on the host (law 1)."""
+
+    flip: Tensor  # (B,) bool, mirror left to right
+    brightness: Tensor  # (B,) float32 factors, 1 = unchanged
+    contrast: Tensor  # (B,) float32
+    saturation: Tensor  # (B,) float32
+    order: Tensor  # (B, 3) int64, a permutation of 0 brightness, 1 contrast, 2 saturation
+
+
+@dataclass(frozen=True)
+class ImageBatch(Travels):
+    """A batch on its way from the host to a task.
+
+    The host hands over uint8 views and the draws; the device work (`beit.data.augment.prepare`)
+    turns the patch view into normalised floats and the token view into floats in [0, 1].
+    """
+
+    index: Tensor  # (B,) int64, places in the source: the batch's identity
+    epoch: Tensor  # (B,) int64
+    patch_view: Tensor | None = None  # (B, 3, H, W) what the encoder sees
+    token_view: Tensor | None = None  # (B, 3, H', W') the same crop as the tokenizer sees it
+    colour: ColourDraws | None = None  # None: no device augmentation
+    masks: Masks | None = None
+    label: Tensor | None = None  # (B,) int64, -1 = unlabelled
+    replaced: tuple[tuple[int, str], ...] = ()  # (index, reason) of pictures that could not be read
