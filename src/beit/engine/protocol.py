@@ -1,0 +1,88 @@
+"""What the engine asks of a task: a module whose forward gives a loss and its weight."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from beit.randomness import step_uniform
+
+
+class StepOutput(NamedTuple):
+    """What a task returns for one micro-batch.
+
+    `loss` and every metric are means over `weight` things (masked places, pictures). The engine
+    joins micro-batches and ranks by these weights, so neither accumulation nor the number of ranks
+    changes the gradient. All are 0-d tensors on the device; nothing here may ask the device.
+    """
+
+    loss: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor]  # detached
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where in the run a micro-batch stands: the key of all chance inside the step."""
+
+    seed: int
+    step: int  # from 0: the number of optimiser steps already done
+    total_steps: int
+    rows: range  # the place of this micro-batch's rows in the global batch
+    rank: int = 0
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done before this step, in [0, 1)."""
+        return self.step / max(1, self.total_steps)
+
+    def uniform(self, columns: int, stream: str, device: torch.device) -> Tensor:
+        """Uniform draws in [0, 1) for this micro-batch's rows: (len(rows), columns) float32.
+
+        The same for a row of the global batch whatever the accumulation or the number of ranks.
+        """
+        drawn = step_uniform(self.seed, self.step, self.rows, columns, stream)
+        if device.type == "cuda":
+            drawn = drawn.pin_memory()
+        return drawn.to(device, non_blocking=True)
+
+
+class Task(Protocol):
+    """An nn.Module that turns a batch into a StepOutput.
+
+    The module holds the whole of what is trained; frozen parts (a tokenizer) may be kept out of
+    its state by `requires_grad_(False)` and are then neither optimised nor averaged.
+    """
+
+    def __call__(self, batch: Any, context: StepContext) -> StepOutput:
+        """Run the forward pass of one micro-batch."""
+        ...
+
+    def undecayed_parameters(self) -> frozenset[str]:
+        """Names of parameters without weight decay, beside all 1-D ones and biases."""
+        ...
+
+
+class Batch(Protocol):
+    """The engine's view of a batch: something that moves; its other fields are the task's affair.
+
+    When a batch has `index` and `epoch` tensors, a failure dump names the samples by them.
+    """
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch on the device."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found, and a reason to stop the run early if there is one."""
+
+    metrics: dict[str, float]
+    stop_reason: str | None = None
+
+
+Batches = Callable[[int], Iterator[Any]]  # samples_seen -> this rank's micro-batches, endless
+Prepare = Callable[[Any], Any]  # a batch on the device -> the batch as the task wants it
+Evaluate = Callable[[nn.Module, int], Evaluation]  # (the averaged or plain task, step)
