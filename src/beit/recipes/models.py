@@ -1,0 +1,237 @@
+"""What a recipe says: frozen pydantic models, unknown keys refused.
+
+All recipes have the same fields, so what is proven small is run large by naming another one. A
+field's description is its documentation: `beit recipes show NAME` prints it.
+"""
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from beit.errors import UserError
+
+Size = tuple[int, int]  # (height, width)
+
+
+class Frozen(BaseModel):
+    """A value: it does not change, and it holds nothing it was not asked to hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ViewRecipe(Frozen):
+    """How a picture becomes a view (facts of the reference: colour, crop, flip)."""
+
+    scale: tuple[float, float] = Field((0.08, 1.0), description="crop area, share of the picture")
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="crop aspect ratio, log-uniform")
+    jitter: float = Field(0.4, ge=0, le=1, description="brightness, contrast, saturation strength")
+    flip: bool = Field(True, description="mirror half of the views left to right")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ViewRecipe":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError("scale must be two shares of the area, low and high, within (0, 1]")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError("ratio must be two positive aspect ratios, low and high")
+        return self
+
+
+class DataRecipe(Frozen):
+    """How pictures are read."""
+
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; null picks by cores; changes nothing but speed"
+    )
+    bad_share: float = Field(
+        0.01, ge=0, le=1, description="stop when more than this share of the pictures is unreadable"
+    )
+    timeout: float = Field(120.0, ge=0, description="seconds to wait for a loader; 0 waits forever")
+
+
+class OptimRecipe(Frozen):
+    """AdamW with linear warm-up and a cosine, per step."""
+
+    lr: float = Field(1.5e-3, gt=0, description="peak rate at a batch of base_batch")
+    base_batch: int = Field(
+        2048, gt=0, description="the batch that lr is meant for; the rate scales linearly"
+    )
+    batch: int = Field(2048, gt=0, description="pictures in a step, over all ranks")
+    accumulate: int = Field(1, gt=0, description="micro-batches that share a step")
+    steps: int | None = Field(None, gt=0, description="length in steps; wins over epochs")
+    epochs: float | None = Field(800, gt=0, description="length in passes over the data")
+    warmup_steps: int | None = Field(None, ge=0, description="warm-up in steps; wins over epochs")
+    warmup_epochs: float = Field(10, ge=0, description="warm-up in passes over the data")
+    min_lr: float = Field(1e-5, ge=0, description="rate at the end, scaled like lr")
+    weight_decay: float = Field(0.05, ge=0, description="not on biases, 1-D, positions, [S]")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averages")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    clip: float | None = Field(3.0, gt=0, description="gradient norm; null for none")
+    ema: float | None = Field(None, gt=0, lt=1, description="average of weights; null for none")
+
+    @property
+    def scaled_lr(self) -> float:
+        """The peak rate at this batch."""
+        return self.lr * self.batch / self.base_batch
+
+    @property
+    def scaled_min_lr(self) -> float:
+        """The last rate at this batch."""
+        return self.min_lr * self.batch / self.base_batch
+
+    def total_steps(self, pictures: int) -> int:
+        """The length of the run on this many pictures."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            raise UserError("the recipe has no length; set --optim.steps or --optim.epochs")
+        return max(1, math.ceil(self.epochs * pictures / self.batch))
+
+    def warmup(self, pictures: int) -> int:
+        """The steps of warm-up; never more than the run has."""
+        if self.warmup_steps is not None:
+            steps = self.warmup_steps
+        else:
+            steps = round(self.warmup_epochs * pictures / self.batch)
+        return min(steps, self.total_steps(pictures))
+
+
+class EngineRecipe(Frozen):
+    """How the machine is used and how often something is written."""
+
+    seed: int = Field(0, ge=0, description="the key of every draw")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast; auto is bfloat16 where the hardware has it"
+    )
+    compile: bool = Field(False, description="torch.compile the step")
+    log_every: int = Field(10, gt=0, description="steps between two looks at the device")
+    save_every: int = Field(500, gt=0, description="steps between two checkpoints")
+    keep: int = Field(2, ge=2, description="checkpoints that stay")
+    evaluate_every: int | None = Field(
+        None, gt=0, description="steps between two evaluations; null is once an epoch"
+    )
+
+
+class TokenizerModelRecipe(Frozen):
+    """The discrete VAE; a preset and what differs from it (null: as the preset has it)."""
+
+    preset: Literal["digits", "tiny", "small", "base", "dalle"] = Field(
+        "tiny", description="architecture to start from"
+    )
+    image_size: Size | None = Field(None, description="training view, pixels (height, width)")
+    vocabulary: int | None = Field(None, gt=1, description="number of visual tokens")
+    head: Literal["linear", "cosine"] | None = Field(None, description="how logits are made")
+    likelihood: Literal["logit-laplace", "gaussian"] | None = Field(
+        None, description="p(x|z): what a reconstruction is scored with"
+    )
+
+
+class RelaxationRecipe(Frozen):
+    """The relaxed bound and its schedules, all shares of the run (facts of DALL-E, A.2)."""
+
+    kl_weight: float = Field(
+        6.6, ge=0, description="weight on KL(q(z|x) || uniform), DALL-E's unit"
+    )
+    kl_warmup: float = Field(0.02, ge=0, le=1, description="share of the run to reach kl_weight")
+    balance_weight: float = Field(
+        0.3, ge=0, description="extra weight on KL(mean posterior || uniform); not in the bound"
+    )
+    temperature_start: float = Field(1.0, gt=0, description="Gumbel-softmax temperature, first")
+    temperature_end: float = Field(1 / 16, gt=0, description="Gumbel-softmax temperature, last")
+    temperature_hold: float = Field(0.1, ge=0, le=1, description="share of the run before cooling")
+    straight_through: float = Field(
+        0.0, ge=0, le=1, description="last share of the run with hard samples, soft gradients"
+    )
+
+
+class TokenizerRecipe(Frozen):
+    """Stage 1: train a discrete VAE (paper, section 2.1)."""
+
+    name: str = Field(description="the recipe's name")
+    model: TokenizerModelRecipe
+    relaxation: RelaxationRecipe = RelaxationRecipe()
+    views: ViewRecipe = ViewRecipe()
+    data: DataRecipe = DataRecipe()
+    optim: OptimRecipe
+    engine: EngineRecipe = EngineRecipe()
+
+
+class EncoderRecipe(Frozen):
+    """The Transformer; a size, a preset, and what differs from them (null: as they have it)."""
+
+    size: Literal["digits", "tiny", "small", "base", "large"] = Field(
+        description="width, depth and heads"
+    )
+    preset: Literal["paper", "plus"] = Field(
+        "paper", description="paper: absolute positions; plus: relative bias and LayerScale"
+    )
+    image_size: Size = Field((224, 224), description="pixels (height, width)")
+    patch_size: Size = Field((16, 16), description="pixels (height, width)")
+    width: int | None = Field(None, gt=0, description="token width")
+    depth: int | None = Field(None, gt=0, description="number of layers")
+    heads: int | None = Field(None, gt=0, description="attention heads a layer")
+    absolute_positions: bool | None = Field(None, description="learned absolute positions")
+    relative_positions: Literal["none", "shared", "per-layer"] | None = Field(
+        None, description="learned relative position bias"
+    )
+    layer_scale: float | None = Field(None, description="initial LayerScale; 0 for none")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth at the last layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the second MLP layer")
+    checkpointing: bool = Field(False, description="recompute activations to save memory")
+
+    @property
+    def explicit(self) -> dict[str, Any]:
+        """The fields that are set here rather than by size or preset."""
+        names = ("width", "depth", "heads", "absolute_positions", "relative_positions")
+        fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.layer_scale is not None:
+            fields["layer_scale"] = self.layer_scale or None
+        return fields
+
+
+class MaskingRecipe(Frozen):
+    """Which patches are hidden (paper, algorithm 1; reference variant by default)."""
+
+    kind: Literal["blockwise", "blockwise-paper", "random", "none"] = Field(
+        "blockwise", description="blockwise is the reference's; none hides nothing"
+    )
+    ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches to mask")
+    count: int | None = Field(None, gt=0, description="patches to mask at most; wins over ratio")
+    minimum_block: int = Field(16, gt=0, description="smallest block, patches")
+    exact: bool = Field(False, description="always mask exactly the target count")
+
+
+class ObjectiveRecipe(Frozen):
+    """What is predicted, and where (the paper's ablations, table 4)."""
+
+    target: Literal["tokens", "pixels"] = Field("tokens", description="visual tokens or raw pixels")
+    places: Literal["masked", "all"] = Field("masked", description="masked places, or every place")
+
+
+class PretrainRecipe(Frozen):
+    """Stage 2: masked image modelling (paper, sections 2.2 to 2.4)."""
+
+    name: str = Field(description="the recipe's name")
+    encoder: EncoderRecipe
+    masking: MaskingRecipe = MaskingRecipe()
+    objective: ObjectiveRecipe = ObjectiveRecipe()
+    views: ViewRecipe = ViewRecipe()
+    data: DataRecipe = DataRecipe()
+    optim: OptimRecipe
+    engine: EngineRecipe = EngineRecipe()
+    tokenizer: TokenizerRecipe
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PretrainRecipe":
+        for side, patch, name in zip(
+            self.encoder.image_size, self.encoder.patch_size, ("height", "width"), strict=True
+        ):
+            if side % patch:
+                raise ValueError(
+                    f"encoder.image_size: the {name} {side} is not a multiple of the patch {patch}"
+                )
+        if self.masking.kind == "none" and self.objective.places == "masked":
+            raise ValueError(
+                "masking.kind none leaves no masked place to predict; set objective.places all"
+            )
+        return self

@@ -1,0 +1,163 @@
+"""The named recipes: each a function that returns a frozen value; variants edit another one."""
+
+import difflib
+from collections.abc import Callable
+
+from beit.errors import UserError
+from beit.recipes.models import (
+    EncoderRecipe,
+    EngineRecipe,
+    MaskingRecipe,
+    OptimRecipe,
+    PretrainRecipe,
+    TokenizerModelRecipe,
+    TokenizerRecipe,
+    ViewRecipe,
+)
+from beit.recipes.overrides import replace
+
+
+def digits() -> PretrainRecipe:
+    """scikit-learn's 1,797 scans: a minute or two on two CPU cores; what `beit demo` runs."""
+    views = ViewRecipe(scale=(0.6, 1.0), jitter=0.0, flip=False)
+    tokenizer = TokenizerRecipe(
+        name="digits",
+        model=TokenizerModelRecipe(preset="digits"),
+        views=views,
+        optim=OptimRecipe(
+            lr=2e-3, base_batch=128, batch=128, steps=600, warmup_steps=20, min_lr=1e-4, clip=1.0
+        ),
+        engine=EngineRecipe(precision="float32", save_every=200),
+    )
+    return PretrainRecipe(
+        name="digits",
+        encoder=EncoderRecipe(
+            size="digits", preset="paper", image_size=(16, 16), patch_size=(4, 4), drop_path=0.0
+        ),
+        masking=MaskingRecipe(minimum_block=2),
+        views=views,
+        optim=OptimRecipe(
+            lr=1e-3, base_batch=128, batch=128, steps=1500, warmup_steps=50, min_lr=1e-5
+        ),
+        engine=EngineRecipe(precision="float32", save_every=500),
+        tokenizer=tokenizer,
+    )
+
+
+def tiny() -> PretrainRecipe:
+    """64 px, 8 px patches, 2.8 M parameters: about 40 minutes on two CPU cores."""
+    views = ViewRecipe(scale=(0.2, 1.0))
+    tokenizer = TokenizerRecipe(
+        name="tiny",
+        model=TokenizerModelRecipe(preset="tiny"),
+        views=ViewRecipe(scale=(0.2, 1.0), jitter=0.0),
+        optim=OptimRecipe(
+            lr=1e-3, base_batch=64, batch=64, steps=1600, warmup_steps=50, min_lr=1e-5, clip=1.0
+        ),
+        engine=EngineRecipe(save_every=200),
+    )
+    return PretrainRecipe(
+        name="tiny",
+        encoder=EncoderRecipe(
+            size="tiny", preset="plus", image_size=(64, 64), patch_size=(8, 8), drop_path=0.0
+        ),
+        masking=MaskingRecipe(minimum_block=6),
+        views=views,
+        optim=OptimRecipe(
+            lr=1e-3, base_batch=128, batch=128, steps=2500, warmup_steps=150, min_lr=1e-5
+        ),
+        engine=EngineRecipe(save_every=250),
+        tokenizer=tokenizer,
+    )
+
+
+def small() -> PretrainRecipe:
+    """112 px, 8 px patches, the paper's 14 x 14 grid, 22 M parameters: hours on one GPU."""
+    tokenizer = TokenizerRecipe(
+        name="small",
+        model=TokenizerModelRecipe(preset="small"),
+        views=ViewRecipe(scale=(0.2, 1.0), jitter=0.0),
+        optim=OptimRecipe(
+            lr=1e-3, base_batch=64, batch=64, steps=4000, warmup_steps=100, min_lr=1e-5, clip=1.0
+        ),
+        engine=EngineRecipe(save_every=500),
+    )
+    return PretrainRecipe(
+        name="small",
+        encoder=EncoderRecipe(
+            size="small", preset="plus", image_size=(112, 112), patch_size=(8, 8)
+        ),
+        masking=MaskingRecipe(count=75),
+        views=ViewRecipe(scale=(0.2, 1.0)),
+        optim=OptimRecipe(
+            lr=1.5e-3, base_batch=1024, batch=512, epochs=800, warmup_epochs=20, min_lr=1e-5
+        ),
+        tokenizer=tokenizer,
+    )
+
+
+def base() -> PretrainRecipe:
+    """The paper's BEiT-B: 224 px, 800 epochs of ImageNet-1k (appendix D, "paper" preset)."""
+    tokenizer = TokenizerRecipe(
+        name="base",
+        model=TokenizerModelRecipe(preset="base"),
+        views=ViewRecipe(scale=(0.2, 1.0), jitter=0.0),
+        optim=OptimRecipe(
+            lr=1e-3, base_batch=256, batch=256, epochs=20, warmup_steps=1000, min_lr=1e-5, clip=1.0
+        ),
+        engine=EngineRecipe(save_every=1000),
+    )
+    return PretrainRecipe(
+        name="base",
+        encoder=EncoderRecipe(size="base", preset="paper"),
+        masking=MaskingRecipe(count=75),
+        optim=OptimRecipe(lr=1.5e-3, base_batch=2048, batch=2048, epochs=800, warmup_epochs=10),
+        engine=EngineRecipe(log_every=20, save_every=1000),
+        tokenizer=tokenizer,
+    )
+
+
+def large() -> PretrainRecipe:
+    """The paper's BEiT-L: as base, with gradients clipped at 1."""
+    changes = {"name": "large", "encoder.size": "large", "optim.clip": 1.0}
+    return replace(base(), changes)
+
+
+def base_plus() -> PretrainRecipe:
+    """The reference's default model, BEiT+: shared relative position bias and LayerScale."""
+    return replace(base(), {"name": "base-plus", "encoder.preset": "plus"})
+
+
+def large_plus() -> PretrainRecipe:
+    """BEiT+ at the large size."""
+    return replace(large(), {"name": "large-plus", "encoder.preset": "plus"})
+
+
+RECIPES: dict[str, Callable[[], PretrainRecipe]] = {
+    "digits": digits,
+    "tiny": tiny,
+    "small": small,
+    "base": base,
+    "large": large,
+    "base-plus": base_plus,
+    "large-plus": large_plus,
+}
+
+
+def pretrain_recipe(name: str) -> PretrainRecipe:
+    """The named recipe for pre-training; its `tokenizer` field is the recipe of stage 1."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+        raise UserError(f"there is no recipe {name!r}; {hint}")
+    return RECIPES[name]()
+
+
+def tokenizer_recipe(name: str) -> TokenizerRecipe:
+    """The named recipe for the tokenizer alone."""
+    return pretrain_recipe(name).tokenizer
+
+
+def describe(name: str) -> str:
+    """The first line of a recipe's docstring."""
+    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,114 @@
+"""Stage 2: predict what was at masked places (paper, sections 2.2 to 2.4).
+
+Legend: B images, N patches, M listed places, K codes, P pixels of a patch times colours.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from beit.batch import ImageBatch, Masks
+from beit.engine.protocol import StepContext, StepOutput
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.patches import patchify
+from beit.objectives.masked import masked_pixel_loss, masked_token_loss
+from beit.tokenizer.protocol import Tokenizer
+
+
+class Target(Protocol):
+    """What is to be predicted, and how a prediction is scored."""
+
+    def of(self, batch: ImageBatch) -> Tensor:
+        """The targets of every patch: (B, N, ...)."""
+        ...
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
+        """Score the predictions at the listed places."""
+        ...
+
+
+class VisualTokens:
+    """The tokenizer's most likely code of each patch (paper, equation 1)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def of(self, batch: ImageBatch) -> Tensor:
+        """(B, N) int64 codes of the token view."""
+        assert batch.token_view is not None
+        return self.tokenizer.codes(batch.token_view).flatten(1)
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
+        """Cross-entropy in nats a place; `code_perplexity` is that of the batch's targets."""
+        loss, accuracy, total = masked_token_loss(prediction, target, weight)
+        perplexity = code_perplexity(target, weight, prediction.shape[-1])
+        return StepOutput(loss, total, {"accuracy": accuracy, "code_perplexity": perplexity})
+
+
+class Pixels:
+    """The ablation without visual tokens: raw normalised pixels (paper, table 4)."""
+
+    def __init__(self, patch_size: tuple[int, int]) -> None:
+        self.patch_size = patch_size
+
+    def of(self, batch: ImageBatch) -> Tensor:
+        """(B, N, P) normalised pixels."""
+        assert batch.patch_view is not None
+        return patchify(batch.patch_view, self.patch_size)
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
+        """Mean squared error a pixel, at the listed places."""
+        loss, total = masked_pixel_loss(prediction, target, weight)
+        return StepOutput(loss, total, {})
+
+
+class PretrainTask(nn.Module):
+    """Masked image modelling: batch in, StepOutput out.
+
+    Args:
+        model: Encoder and head; the whole of what is trained and saved.
+        target: Visual tokens, or pixels. A tokenizer inside it is frozen and not part of the state.
+        places: "masked" scores masked places (the paper); "all" every place (its ablation).
+    """
+
+    def __init__(self, model: MaskedImageModel, target: Target, places: str = "masked") -> None:
+        super().__init__()
+        self.model = model
+        self.target = target
+        self.places = places
+
+    def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
+        """Predict the targets of masked patches and score them."""
+        assert batch.patch_view is not None and batch.masks is not None
+        masks = batch.masks if self.places == "masked" else everywhere(batch.masks)
+        target = self.target.of(batch)  # (B, N, ...)
+        prediction = self.model(batch.patch_view, masks, self._path_draws(batch, context))
+        return self.target.loss(prediction, masks.gather(target), masks.weight)
+
+    def undecayed_parameters(self) -> frozenset[str]:
+        """Positions and [S] are not decayed; the mask embedding and bias tables are."""
+        names = self.model.encoder.undecayed_parameters()
+        return frozenset(f"model.encoder.{name}" for name in names)
+
+    def _path_draws(self, batch: ImageBatch, context: StepContext) -> Tensor | None:
+        config = self.model.encoder.config
+        if not self.training or config.drop_path == 0.0:
+            return None
+        assert batch.patch_view is not None
+        return context.uniform(2 * config.depth, "stochastic depth", batch.patch_view.device)
+
+
+def everywhere(masks: Masks) -> Masks:
+    """The same masked input, but every place listed: recover all tokens, masked or not."""
+    count, places = masks.grid.shape[0], masks.grid[0].numel()
+    index = torch.arange(places, device=masks.grid.device).expand(count, places)
+    return Masks(masks.grid, index, torch.ones_like(index, dtype=torch.float32))
+
+
+def code_perplexity(codes: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
+    """exp of the entropy of the codes met in a batch: (B, M) codes, (B, M) weights -> 0-d."""
+    counts = torch.zeros(vocabulary, device=codes.device, dtype=torch.float32)
+    counts = counts.scatter_add(0, codes.flatten(), weight.flatten().float())
+    shares = counts / counts.sum().clamp_min(1.0)
+    return torch.special.entr(shares).sum().exp()

@@ -1,0 +1,109 @@
+"""The house keeps its shape: imports point down, files stay small, nothing pickled, nothing foreign."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "beit"
+
+# Who may know whom. A room always knows itself, `errors` and the package's own version.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "randomness": set(),
+    "batch": set(),
+    "nn": {"batch"},
+    "objectives": set(),
+    "report": set(),
+    "masking": {"randomness"},
+    "engine": {"randomness"},
+    "tokenizer": {"nn"},
+    "data": {"batch", "masking", "randomness"},
+    "tasks": {"nn", "tokenizer", "objectives", "batch", "engine.protocol"},
+    "evaluation": {"nn", "tokenizer", "objectives", "batch", "randomness"},
+    "recipes": {
+        *("nn", "tokenizer", "objectives", "batch", "engine", "data", "tasks", "evaluation"),
+        *("report", "masking", "randomness"),
+    },
+    "cli": {"recipes", "report", "engine.distribution"},
+    "__main__": {"cli"},
+}
+
+
+def _room(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("beit."):
+            names.append((node.module or "").removeprefix("beit."))
+        elif isinstance(node, ast.Import):
+            names += [
+                a.name.removeprefix("beit.") for a in node.names if a.name.startswith("beit.")
+            ]
+    return names
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    room = _room(path)
+    for name in _imports(path):
+        if name.partition(".")[0] in (room, "errors"):
+            continue
+        allowed = MAY_IMPORT[room]
+        assert name in allowed or name.partition(".")[0] in allowed, f"{room} imports {name}"
+
+
+def test_every_room_stands_in_the_plan() -> None:
+    assert {_room(path) for path in MODULES} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+def test_no_file_is_past_400_lines(folder: str) -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in (ROOT / folder).rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_no_function_is_past_60_lines() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+        if node.end_lineno - node.lineno >= 60
+    ]
+    assert not long
+
+
+def test_no_module_reads_or_writes_pickles() -> None:
+    for path in MODULES:
+        text = path.read_text()
+        for forbidden in ("import pickle", "torch.save(", "torch.load(", "yaml.load(", "eval("):
+            found = [
+                line for line in text.splitlines() if forbidden in line and ".eval(" not in line
+            ]
+            assert not found, f"{path.name}: {found}"
+
+
+def test_help_needs_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from beit.cli import parser\n"
+        "parser().format_help()\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'PIL', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
