@@ -1,0 +1,80 @@
+"""Images to patches and back, and the embedding of patches with masked ones replaced."""
+
+# B images, C channels, (H, W) pixels, (h, w) patch grid, N patches, D width
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from beit.nn.config import EncoderConfig
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut images into flattened patches, row by row.
+
+    Args:
+        images: (B, C, H, W).
+        patch_size: (height, width); must divide the image.
+
+    Returns:
+        (B, N, C * height * width); inside a patch channels come first, as in a convolution's
+        weight, so that a stride-P convolution is a linear layer on these.
+    """
+    height, width = patch_size
+    assert images.shape[-2] % height == 0 and images.shape[-1] % width == 0, images.shape
+    batch, channels, rows, columns = images.shape
+    cut = images.reshape(batch, channels, rows // height, height, columns // width, width)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Put flattened patches together again; the inverse of `patchify`.
+
+    Args:
+        patches: (B, N, C * height * width).
+        patch_size: (height, width) of a patch.
+        grid: (h, w) with h * w = N.
+
+    Returns:
+        (B, C, H, W).
+    """
+    cut = patches.reshape(len(patches), *grid, -1, *patch_size)  # (B, h, w, C, height, width)
+    return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+class Embeddings(nn.Module):
+    """Patch embeddings with masked ones replaced, the special token, absolute positions (eq. 1)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.projection = nn.Linear(config.patch_values, config.width)
+        # Three dimensions, so that "no decay on 1-D parameters" does not catch the mask embedding,
+        # which the reference decays.
+        self.special_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.mask_embedding = nn.Parameter(torch.empty(1, 1, config.width))
+        self.positions = (
+            nn.Parameter(torch.empty(1, 1 + config.patches, config.width))
+            if config.absolute_positions
+            else None
+        )
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, C, H, W).
+            mask: (B, h, w) bool, True where the mask embedding replaces the patch *before*
+                positions are added, so that a masked place still knows where it is.
+
+        Returns:
+            (B, 1 + N, D) with the special token first, in the parameters' type.
+        """
+        patches = self.projection(patchify(images, self.patch_size))  # (B, N, D)
+        patches = patches.to(self.special_token.dtype)  # the residual stream is not autocast
+        if mask is not None:
+            patches = torch.where(mask.flatten(1).unsqueeze(2), self.mask_embedding, patches)
+        special = self.special_token.expand(len(images), -1, -1)
+        tokens = torch.cat((special, patches), dim=1)
+        return tokens if self.positions is None else tokens + self.positions
