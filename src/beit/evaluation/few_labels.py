@@ -1,0 +1,94 @@
+"""Learning from few labels: draws of labels, logistic regression, mean and spread."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from beit.errors import UserError
+from beit.randomness import sample_generator
+
+
+class Spread(NamedTuple):
+    """What several draws gave."""
+
+    mean: float
+    deviation: float | None  # standard deviation over draws (n - 1 below); None for one draw
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The mean of some values and their standard deviation."""
+    assert len(values), "a mean needs a value"
+    array = np.asarray(values, dtype=np.float64)
+    deviation = float(array.std(ddof=1)) if len(array) > 1 else None
+    return Spread(float(array.mean()), deviation, len(array))
+
+
+def draw_labels(labels: ArrayLike, per_class: int, seed: int, draw: int) -> NDArray[np.int64]:
+    """Choose as many pictures of each class, at random.
+
+    A pure function of its arguments. Within one draw a smaller choice is part of a larger one, so
+    that results with 2, 5 and 20 labels differ by the labels that were added and nothing else.
+
+    Args:
+        labels: (N,) classes; negative ones are unlabelled and never chosen.
+        per_class: How many of each class.
+        seed: The run's seed.
+        draw: Which draw, from 0.
+
+    Returns:
+        (classes * per_class,) indices in increasing order.
+
+    Raises:
+        UserError: A class has too few pictures, or there is no label.
+    """
+    known = np.asarray(labels)
+    classes = np.unique(known[known >= 0])
+    if not len(classes) or per_class < 1:
+        raise UserError("A draw of labels needs labelled pictures and at least one a class.")
+    chosen = []
+    for label in classes:
+        members = np.flatnonzero(known == label)
+        if len(members) < per_class:
+            raise UserError(
+                f"Class {label} has {len(members)} pictures and {per_class} are asked for; "
+                "ask for fewer labels a class."
+            )
+        generator = sample_generator(seed, epoch=draw, index=int(label), stream="few-labels")
+        chosen.append(generator.permutation(members)[:per_class])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def logistic_regression_accuracy(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    inverse_penalty: float = 1.0,
+) -> float:
+    """Fit a multinomial logistic regression and return its accuracy on the test pictures.
+
+    Each feature is standardised with the mean and deviation of the training draw. The penalty is
+    fixed and not tuned (C = 1, scikit-learn's default, on standardised features): with two labels a
+    class there is nothing to tune it on, and every set of features gets the same.
+
+    Args:
+        train_x: (n, D) features of the labelled draw.
+        train_y: (n,) classes.
+        test_x: (T, D).
+        test_y: (T,).
+        inverse_penalty: C, the larger the weaker the penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(np.asarray(train_x, dtype=np.float64))
+    model = LogisticRegression(C=inverse_penalty, max_iter=5_000)
+    model.fit(scaler.transform(np.asarray(train_x, dtype=np.float64)), np.asarray(train_y))
+    predicted = model.predict(scaler.transform(np.asarray(test_x, dtype=np.float64)))
+    accuracy = float(np.mean(predicted == np.asarray(test_y)))
+    assert math.isfinite(accuracy), "there are test pictures"
+    return accuracy
