@@ -1,8 +1,8 @@
 """What the engine asks of a task: a module whose forward gives a loss and its weight."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +45,15 @@ class StepContext:
         """
         drawn = step_uniform(self.seed, self.step, self.rows, columns, stream)
         if device.type == "cuda":
-            drawn = drawn.pin_memory()
+            drawn = drawn.pin_memory()  # else the copy would wait for the device
         return drawn.to(device, non_blocking=True)
 
 
 class Task(Protocol):
     """An nn.Module that turns a batch into a StepOutput.
 
-    The module holds the whole of what is trained; frozen parts (a tokenizer) may be kept out of
-    its state by `requires_grad_(False)` and are then neither optimised nor averaged.
+    Parameters with `requires_grad=False` (a frozen tokenizer held as a submodule) are saved with
+    the rest, but neither optimised nor averaged.
     """
 
     def __call__(self, batch: Any, context: StepContext) -> StepOutput:
@@ -62,6 +62,15 @@ class Task(Protocol):
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Names of parameters without weight decay, beside all 1-D ones and biases."""
+        ...
+
+
+@runtime_checkable
+class ScalesRates(Protocol):
+    """A task may also scale the learning rate of single parameters (layer-wise decay)."""
+
+    def rate_scales(self) -> Mapping[str, float]:
+        """Factors by parameter name; 1 where a name is missing."""
         ...
 
 

@@ -1,0 +1,176 @@
+"""Ranks: who we are, and the few words ranks exchange beside gradients.
+
+Gradients and per-step numbers travel on the device's own group (nccl on CUDA, gloo on a CPU).
+Everything the host decides (stop now, the save failed, which checkpoint) travels on a gloo group,
+so that asking never waits for the device.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from beit.errors import Interrupted, UserError
+
+LAUNCHED = "BEIT_LAUNCHED"  # set by our own launcher, which then tells the user what went wrong
+_TIMEOUT = timedelta(minutes=30)  # a rank may save or evaluate while the others wait
+
+
+class RankError(RuntimeError):
+    """Something of ours failed on one of several ranks; the message names the rank."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    host_group: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def device(self, kind: str) -> torch.device:
+        """This rank's device.
+
+        Raises:
+            UserError: There is none of that kind, or fewer than there are ranks.
+        """
+        if kind != "cuda":
+            return torch.device(kind)
+        if not torch.cuda.is_available():
+            raise UserError("this machine has no CUDA device: use --device cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{self.local_rank + 1} processes on {torch.cuda.device_count()} GPUs: "
+                "ask for as many as there are"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def add_(self, tensor: Tensor) -> None:
+        """Sum a device tensor over ranks in place, without a word to the host."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def sum_host(self, values: Sequence[float]) -> list[float]:
+        """Sum small host numbers over ranks, in double precision."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.host_group)
+        return [float(value) for value in tensor]
+
+    def any_host(self, flag: bool) -> bool:
+        """Whether any rank says yes; the same answer everywhere."""
+        return self.sum_host([float(flag)])[0] > 0
+
+    def tell(self, text: str) -> str:
+        """Give every rank the text of rank 0."""
+        if self.size == 1:
+            return text
+        data = text.encode()
+        length = torch.tensor([len(data)])
+        dist.broadcast(length, 0, group=self.host_group)
+        body = torch.zeros(int(length), dtype=torch.uint8)
+        if self.main and data:
+            body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(body, 0, group=self.host_group)
+        return bytes(body.tolist()).decode()
+
+    def barrier(self, seconds: float = 600.0) -> None:
+        """Wait for all ranks.
+
+        Raises:
+            RankError: Not all came in time; the message names who is missing where known.
+        """
+        if self.size == 1:
+            return
+        try:
+            dist.monitored_barrier(self.host_group, timeout=timedelta(seconds=seconds))
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank} of {self.size}: not all ranks came: {error}") from (
+                error
+            )
+
+
+_current = World()
+
+
+def current_world() -> World:
+    """The ranks as they are now; a world of one outside `process_group`."""
+    return _current
+
+
+@contextmanager
+def process_group(device: str = "cpu") -> Iterator[World]:
+    """Join the other ranks when a launcher (ours or torchrun) started this process.
+
+    Without a launcher it is a world of one and costs nothing.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        RankError: Whatever failed inside on one of several ranks, with the rank's number.
+    """
+    global _current
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield _current
+        return
+    previous, _current = _current, _join(device)
+    aborted = False
+    try:
+        yield _current
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        aborted = True
+        name = f"rank {_current.rank} of {_current.size}"
+        raise RankError(f"{name} failed: {type(error).__name__}: {error}") from error
+    finally:
+        _current = previous
+        if not (aborted and device == "cuda"):  # nccl may wait for ranks that never come
+            dist.destroy_process_group()
+
+
+def _join(device: str) -> World:
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    if device == "cuda":
+        torch.cuda.set_device(World(local_rank=local_rank).device("cuda"))
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT)
+    host = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+    group = host if host is not None else dist.group.WORLD
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, group)
+
+
+def restarted() -> bool:
+    """Whether the launcher started this process again after a failure: then resume."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def tell_launcher(message: str) -> bool:
+    """Leave the reason of a failure to the launcher, which tells it once for all ranks.
+
+    Returns:
+        False when nobody launched us: then it is for the caller to tell.
+    """
+    target = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if LAUNCHED not in os.environ or not target:
+        return False
+    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+    body = {"message": {"message": message, "extraInfo": extra}}
+    Path(target).write_text(json.dumps(body), encoding="utf-8")
+    return True

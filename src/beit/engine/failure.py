@@ -1,0 +1,105 @@
+"""What is told and kept when a run cannot go on: not a number, or no memory."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.engine.checkpoints import Snapshot, write_snapshot
+from beit.engine.files import atomic_write_text, human_bytes
+from beit.engine.logging import encode_row
+from beit.engine.settings import FitSettings
+from beit.errors import UserError
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient is not a number; the message is one sentence."""
+
+
+Identity = dict[str, list[int]]
+
+
+def batch_identity(batch: Any) -> Identity:
+    """Which samples a batch holds, from its `index` and `epoch` where it has them (on the host)."""
+    found = {}
+    for name in ("index", "epoch"):
+        value = getattr(batch, name, None)
+        if isinstance(value, Tensor) and value.device.type == "cpu":
+            found[name] = value.tolist()
+    return found
+
+
+def dump_batch(folder: Path, rank: int, identities: Sequence[Identity]) -> None:
+    """Write which samples this rank trained on in the step that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"rank": rank, "micro_batches": list(identities)}, indent=1)
+    atomic_write_text(folder / f"batch-rank-{rank}.json", text)
+
+
+def dump_state(folder: Path, row: dict[str, Any], snapshot: Snapshot) -> None:
+    """Write the numbers of the step that failed and the state before its update."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        key: value if not isinstance(value, float) else repr(value) for key, value in row.items()
+    }
+    atomic_write_text(folder / "step.json", encode_row(numbers) + "\n")
+    state = folder / "state-before-the-step"
+    if not state.exists():
+        write_snapshot(state, snapshot)
+
+
+def diverged_message(row: Mapping[str, Any], folder: Path | None, saved: str) -> str:
+    """One sentence: which step, what, where the dump is, what to try."""
+    culprit = f"loss {row['loss']}, gradient norm {row['gradient_norm']}"
+    where = f"its batch and the state before it are in {folder}" if folder else "nothing was dumped"
+    return (
+        f"step {row['step']} gave numbers that are not finite ({culprit}) and was not applied; "
+        f"{where}, {saved}: try a lower learning rate, a longer warm-up or stronger clipping"
+    )
+
+
+def explained(
+    error: Exception, settings: FitSettings, step: int, world_size: int, device: torch.device
+) -> UserError | None:
+    """The user's view of an error inside a step, where there is one: memory or the compiler."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in text:
+        return _out_of_memory(settings, step, world_size, device)
+    if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = text.strip().partition("\n")[0]
+        return UserError(f"torch.compile does not work here ({reason}): leave compile off")
+    return None
+
+
+def _out_of_memory(
+    settings: FitSettings, step: int, world_size: int, device: torch.device
+) -> UserError:
+    """The error that names batch, memory and the next value to try."""
+    micro = settings.micro_batch(world_size)
+    memory = "memory"
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory = f"memory ({human_bytes(total - free)} of {human_bytes(total)} in use)"
+    following = _next_accumulation(settings, world_size)
+    if following is None:
+        advice = "choose a smaller model or picture size"
+    else:
+        smaller = settings.global_batch // (world_size * following)
+        advice = (
+            f"set accumulate to {following} ({smaller} at a time); the result stays the same"
+            + ("" if settings.precision == "bfloat16" else ", or set precision to bfloat16")
+        )
+    return UserError(
+        f"{device} ran out of {memory} at step {step} with {micro} pictures at a time: {advice}"
+    )
+
+
+def _next_accumulation(settings: FitSettings, world_size: int) -> int | None:
+    share = settings.global_batch // world_size
+    for accumulate in range(2 * settings.accumulate, share + 1):
+        if share % accumulate == 0:
+            return accumulate
+    return share if settings.accumulate < share else None

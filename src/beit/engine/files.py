@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+def fsync_file(path: Path) -> None:
+    """Ask the system to bring a file's content to the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Bring a folder's entries (names, renames) to the disk, where the system can."""
+    if os.name == "nt":  # folders cannot be opened there; renames are journalled
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and bring it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file in one instant: readers, and a crash, see the old or the new one whole."""
+    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8, newlines as given) in one instant."""
+    atomic_write_bytes(path, text.encode())
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def human_bytes(count: int) -> str:
+    """Bytes as a person reads them: 3.2 GB (powers of ten, as disks are sold)."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

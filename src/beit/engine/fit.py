@@ -1,0 +1,301 @@
+"""The fit loop: batches in, a trained task out, and nothing lost on the way.
+
+It alone calls backward, clips, steps, logs, saves and stops. Which samples a step sees follows from
+`samples_seen` and all chance inside a step from (seed, step, rank), so that a checkpoint holds no
+random state and a resumed run goes on bitwise as if it had never stopped.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from beit.engine.distribution import World, current_world
+from beit.engine.ema import WeightAverage
+from beit.engine.failure import Diverged, explained
+from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.engine.protocol import Batches, Evaluate, Evaluation, Prepare, ScalesRates, Task
+from beit.engine.recorder import Recorder
+from beit.engine.run_folder import RunFolder
+from beit.engine.settings import FitResult, FitSettings
+from beit.engine.signals import StopNow, StopSignal
+from beit.engine.step import StepRecord, TrainingStep
+from beit.engine.storage import Storage
+from beit.errors import Interrupted, UserError
+from beit.randomness import step_seed
+
+
+def fit(
+    task: nn.Module,
+    batches: Batches,
+    settings: FitSettings,
+    *,
+    run: RunFolder | None = None,
+    prepare: Prepare | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    fingerprints: Mapping[str, str] | None = None,
+) -> FitResult:
+    """Train a task.
+
+    Args:
+        task: A module that fulfils `beit.engine.protocol.Task`; trained in place.
+        batches: Gives this rank's micro-batches from a number of samples seen on, without end.
+        settings: The numbers of the run.
+        run: Where to log and save; None keeps nothing.
+        prepare: Work on the device for each batch (augmentation), outside autocast and gradients.
+        evaluate: Called every `evaluate_every` steps and at the end, on every rank, with the task
+            in evaluation mode and holding the averaged weights if there are any. It must not
+            leave anything changed. Its rows go to the log as split "val".
+        resume: Go on from the newest sound checkpoint in the run folder, if there is one.
+        fingerprints: What must be the same when resuming ("recipe", "data"); kept in checkpoints.
+
+    Raises:
+        UserError: The batch does not divide, the disk or memory is too small, or the run in the
+            folder was made from something else.
+        Interrupted: SIGTERM or Ctrl-C came; the state is saved.
+        beit.engine.failure.Diverged: The loss or gradient was not finite; the step was not applied.
+    """
+    world = current_world()
+    settings.micro_batch(world.size)
+    assert run is not None or not resume, "resuming needs a run folder"
+    with _deterministic(settings.deterministic), _kept_generators():
+        whole = _Run(task, settings, world, run, fingerprints or {})
+        return whole.train(batches, prepare, evaluate, resume)
+
+
+class _Run:
+    """The objects of one run and where it stands."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        settings: FitSettings,
+        world: World,
+        run: RunFolder | None,
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        self.task = task
+        self.settings = settings
+        self.world = world
+        self.run = run
+        self.device = world.device(settings.device)
+        task.to(self.device)
+        parameters = trainable(task)
+        decay = settings.ema
+        self.average = None if decay is None else WeightAverage(parameters, decay)
+        self.optimiser = _optimiser(task, settings)
+        self.storage = Storage(
+            task,
+            self.optimiser,
+            self.average,
+            world,
+            run,
+            keep=settings.keep,
+            fingerprints=fingerprints,
+        )
+        self.step = 0
+        self.evaluated = 0  # the step of the last evaluation
+        self.stop_reason: str | None = None
+        self.metrics: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
+
+    @property
+    def samples_seen(self) -> int:
+        return self.step * self.settings.global_batch
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.settings.total_steps or self.stop_reason is not None
+
+    def train(
+        self, batches: Batches, prepare: Prepare | None, evaluate: Evaluate | None, resume: bool
+    ) -> FitResult:
+        """Go from where the run stands to its end."""
+        self.storage.prepare()
+        notes = self._resume() if resume else []
+        if self.settings.compile:
+            for child in self.task.children():
+                child.compile()  # in place: names stay, nested attributes stay reachable
+        self.task.train()
+        with ExitStack() as stack:
+            self.stop = stack.enter_context(StopSignal(main=self.world.main))
+            self.recorder = self._recorder()
+            stack.callback(self.recorder.close)
+            for note in notes:
+                self.recorder.progress.say(note)
+            make_step = self._make_step(prepare)
+            iterator = iter(()) if self.finished else batches(self.samples_seen)
+            stack.callback(getattr(iterator, "close", lambda: None))
+            self._loop(make_step, iterator, evaluate)
+        average = None if self.average is None else dict(self.average.tensors)
+        state = (self.step, self.samples_seen, self.stop_reason, self.metrics, self.validation)
+        return FitResult(*state, average)
+
+    def _recorder(self) -> Recorder:
+        return Recorder(
+            self.settings,
+            self.world,
+            self.run,
+            self._fail,
+            step=self.step,
+            evaluated=self.evaluated,
+        )
+
+    def _fail(self, record: StepRecord, row: dict[str, Any]) -> Diverged:
+        samples = (record.step - 1) * self.settings.global_batch
+        return self.storage.fail(record, row, {**self._state(), "samples_seen": samples})
+
+    def _make_step(self, prepare: Prepare | None) -> TrainingStep:
+        return TrainingStep(
+            self.task,
+            self.optimiser,
+            self.average,
+            self.settings,
+            self.world,
+            self.device,
+            prepare=prepare,
+        )
+
+    def _loop(
+        self, make_step: TrainingStep, iterator: Iterator[Any], evaluate: Evaluate | None
+    ) -> None:
+        """Steps, evaluations and saves, in an order that a kill anywhere cannot upset."""
+        self._evaluate_if_due(evaluate)  # the one that an interruption had broken off
+        while not self.finished:
+            record = self._step(make_step, iterator)
+            self.step += 1
+            look = not make_step.deferred or self.step % self.settings.log_every == 0
+            self.recorder.add(record, read=look)
+            self._evaluate_if_due(evaluate)
+            stopping = self.world.any_host(self.stop.requested)
+            if stopping or self.finished or self.step % self.settings.save_every == 0:
+                saved = self._save()
+                if stopping and not self.finished:
+                    self._leave(saved)
+
+    def _step(self, make_step: TrainingStep, iterator: Iterator[Any]) -> StepRecord:
+        try:
+            return make_step(self.step, iterator)
+        except Exception as error:
+            assert not isinstance(error, StopIteration), "batches must not end"
+            where = (self.settings, self.step + 1, self.world.size, self.device)
+            complaint = explained(error, *where)
+            if complaint is not None:
+                raise complaint from error
+            if self.stop.requested and self.world.size == 1:
+                # Ctrl-C reached a loader's process too. The weights are those after the last whole
+                # step, so leave in order.
+                self._leave(self._save())
+            raise
+
+    def _evaluate_if_due(self, evaluate: Evaluate | None) -> None:
+        every, last = self.settings.evaluate_every, self.step == self.settings.total_steps
+        due = every > 0 and (last or self.step % every == 0)
+        if evaluate is None or not due or self.step in (0, self.evaluated):
+            return
+        self.recorder.read()
+        self.recorder.progress.pause()
+        try:
+            found = self._evaluate(evaluate)
+        except StopNow:
+            self._leave(self._save())
+        self.evaluated = self.step
+        self.validation = dict(found.metrics)
+        self.recorder.add_validation(self.step, self.validation)
+        self.stop_reason = self.world.tell(found.stop_reason or "") or None
+        if self.stop_reason:
+            self.recorder.progress.say(f"stopping at step {self.step}: {self.stop_reason}")
+
+    def _evaluate(self, evaluate: Evaluate) -> Evaluation:
+        torch.manual_seed(step_seed(self.settings.seed, self.step, self.world.rank, "evaluate"))
+        self.task.eval()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                if self.average is not None:
+                    stack.enter_context(self.average.swapped_in())
+                if self.world.size == 1:  # several ranks can only stop together, after it
+                    stack.enter_context(self.stop.breakable())
+                return evaluate(self.task, self.step)
+        finally:
+            self.task.train()
+
+    def _save(self) -> str:
+        self.recorder.read()
+        self.recorder.sync()
+        self.recorder.progress.pause()
+        return self.storage.save(self.step, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        self.metrics = self.recorder.last or self.metrics
+        return {
+            "samples_seen": self.samples_seen,
+            "evaluated": self.evaluated,
+            "stop_reason": self.stop_reason,
+            "metrics": self.metrics,
+            "validation": self.validation,
+        }
+
+    def _leave(self, saved: str) -> NoReturn:
+        name = self.stop.received.name if self.stop.received else "a signal to another rank"
+        text = f"stopped by {name} after step {self.step} of {self.settings.total_steps}; {saved}"
+        hint = "" if self.run is None else ": go on with the same command and --resume"
+        raise Interrupted(text + hint)
+
+    def _resume(self) -> list[str]:
+        """Take the newest sound checkpoint; return what the user should be told."""
+        loaded = self.storage.load()
+        if loaded is None:
+            return ["no checkpoint yet: beginning at step 0"]
+        state = loaded.snapshot.state
+        self.step = loaded.snapshot.step
+        if state["samples_seen"] != self.samples_seen:
+            raise UserError(
+                f"the run was made with {state['samples_seen'] // max(1, self.step)} pictures a "
+                f"step and would go on with {self.settings.global_batch}: use the old batch"
+            )
+        self.evaluated = state["evaluated"]
+        self.stop_reason = state["stop_reason"]
+        self.metrics, self.validation = state["metrics"], state["validation"]
+        notes = [f"checkpoint {name} is refused: {reason}" for name, reason in loaded.refused]
+        fell_back = ", the newest one that is sound" if notes else ""
+        return [*notes, f"going on from {loaded.path.name}{fell_back}"]
+
+
+def _optimiser(task: nn.Module, settings: FitSettings) -> Optimizer:
+    groups = parameter_groups(
+        trainable(task),
+        weight_decay=settings.weight_decay,
+        undecayed=cast(Task, task).undecayed_parameters(),
+        rate_scales=task.rate_scales() if isinstance(task, ScalesRates) else None,
+    )
+    return build_optimiser(groups, betas=settings.betas, eps=settings.eps)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Bitwise repeatable kernels for a while."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        import os
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _kept_generators() -> Iterator[None]:
+    """Leave the caller's random state as it was."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

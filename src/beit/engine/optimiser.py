@@ -1,0 +1,92 @@
+"""AdamW with the reference's decay groups and an optional rate scale for each parameter."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+
+def trainable(task: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; shared ones once."""
+    return {name: value for name, value in task.named_parameters() if value.requires_grad}
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    weight_decay: float,
+    undecayed: frozenset[str],
+    rate_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Sort parameters by whether they decay and by how their rate is scaled.
+
+    No decay on 1-D parameters (norms, all biases, LayerScale) and on those the task names
+    (positions, the special token). Tables of two dimensions, the relative bias among them, and the
+    mask embedding decay, as in the reference.
+
+    Args:
+        parameters: What is trained, by name.
+        weight_decay: For the groups that decay.
+        undecayed: Names that do not, beside the 1-D ones.
+        rate_scales: Factors on the rate by name; 1 where a name is missing.
+
+    Returns:
+        Groups for torch's optimisers, each with `names` and `scale` beside the usual keys.
+    """
+    scales = rate_scales or {}
+    unknown = sorted(set(scales) - set(parameters))
+    assert not unknown, f"rate scales for what is not trained: {unknown}"
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        decays = parameter.ndim > 1 and name not in undecayed
+        key = (decays, scales.get(name, 1.0))
+        if key not in groups:
+            decay = weight_decay if decays else 0.0
+            groups[key] = {"params": [], "names": [], "weight_decay": decay, "scale": key[1]}
+        groups[key]["params"].append(parameter)
+        groups[key]["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimiser(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float
+) -> Optimizer:
+    """AdamW in one fused kernel where the device has one (CPU and CUDA do)."""
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = devices <= {"cpu", "cuda"}
+    return AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused or None)
+
+
+def set_rate(optimiser: Optimizer, rate: float) -> None:
+    """Set this step's rate, scaled in each group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def optimiser_state(optimiser: Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors as `exp_avg.<parameter name>` and so on."""
+    tensors = {}
+    for group in optimiser.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+    return tensors
+
+
+def restore_optimiser(optimiser: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimiser_state` gave; the names may come in any order."""
+    packed = optimiser.state_dict()
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for full_name, value in tensors.items():
+        key, name = full_name.split(".", 1)
+        by_name.setdefault(name, {})[key] = value
+    for group, packed_group in zip(optimiser.param_groups, packed["param_groups"], strict=True):
+        for name, number in zip(group["names"], packed_group["params"], strict=True):
+            if name in by_name:
+                states[number] = by_name[name]
+    expected = {name for group in optimiser.param_groups for name in group["names"]}
+    assert set(by_name) <= expected, "the optimiser's state is of other parameters"
+    optimiser.load_state_dict({"state": states, "param_groups": packed["param_groups"]})

@@ -1,0 +1,27 @@
+"""Learning rates as pure functions of the step (facts of the recipes: arXiv:2106.08254, app. G)."""
+
+import math
+
+
+def warmup_cosine(
+    step: int, *, total_steps: int, warmup_steps: int, peak: float, minimum: float
+) -> float:
+    """The rate of one optimiser step: linear from 0 to the peak, then half a cosine to the minimum.
+
+    Args:
+        step: Optimiser steps already done, from 0.
+        total_steps: Length of the run; the minimum would be reached at this step.
+        warmup_steps: Steps of the linear part; the peak is reached at this step.
+        peak: The highest rate.
+        minimum: The rate at the end, and of any step after it.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    length = total_steps - warmup_steps
+    done = 1.0 if length <= 0 else min(1.0, (step - warmup_steps) / length)
+    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def scaled_rate(base_rate: float, *, global_batch: int, base_batch: int) -> float:
+    """Scale a rate that was found at one batch size to another, in proportion."""
+    return base_rate * global_batch / base_batch

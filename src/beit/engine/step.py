@@ -1,0 +1,163 @@
+"""One optimiser step: micro-batches, exact weighting, clipping, the update. Never asks the device.
+
+The gradient of a step is that of the mean loss over all weighted things of the global batch,
+however it is cut into micro-batches and ranks: each micro-batch adds the gradient of loss * weight,
+and the sum is divided by the total weight of the step, on the device, together with clipping.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from beit.engine.distribution import World
+from beit.engine.ema import WeightAverage
+from beit.engine.failure import Identity, batch_identity
+from beit.engine.optimiser import set_rate, trainable
+from beit.engine.protocol import Prepare, StepContext, StepOutput
+from beit.engine.schedules import warmup_cosine
+from beit.engine.settings import FitSettings
+from beit.randomness import step_seed
+
+_TINY = 1e-12
+
+
+class StepRecord(NamedTuple):
+    """What is kept of a step until the next look at the device."""
+
+    step: int  # the number of the step, from 1
+    rate: float
+    names: tuple[str, ...]
+    values: Tensor  # (len(names),) float32 on the device
+    identities: list[Identity]
+
+
+class TrainingStep:
+    """Makes optimiser steps on one rank; all state is in the task, optimiser and average.
+
+    With `deferred` the host does not look whether a step is finite: a flag on the device stops this
+    and all later updates (the fused optimiser reads it, as it does for GradScaler), and the caller
+    finds the step in the records when it next reads them.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimiser: Optimizer,
+        average: WeightAverage | None,
+        settings: FitSettings,
+        world: World,
+        device: torch.device,
+        *,
+        prepare: Prepare | None = None,
+    ) -> None:
+        self._task = task
+        self._optimiser = optimiser
+        self._average = average
+        self._settings = settings
+        self._world = world
+        self._device = device
+        self._prepare = prepare
+        self._micro = settings.micro_batch(world.size)
+        self._parameters = list(trainable(task).values())
+        self._model = _parallel(task, world)
+        self._stopped = torch.zeros((), device=device)
+        self.deferred = device.type == "cuda"
+
+    def __call__(self, done: int, batches: Iterator[Any]) -> StepRecord:
+        """Make the step after `done` steps and return its record; a bad one is not applied."""
+        settings = self._settings
+        rate = warmup_cosine(
+            done,
+            total_steps=settings.total_steps,
+            warmup_steps=settings.warmup_steps,
+            peak=settings.learning_rate,
+            minimum=settings.minimum_rate,
+        )
+        set_rate(self._optimiser, rate)
+        self._optimiser.zero_grad()
+        names, sums, identities = self._accumulate(done, batches)
+        self._world.add_(sums)
+        total = sums[0].clamp_min(_TINY)
+        norm = self._scale_gradients(total)
+        means = sums[1:] / total
+        bad = ~(torch.isfinite(means[0]) & torch.isfinite(norm))
+        if self.deferred:
+            self._stopped = torch.maximum(self._stopped, bad.float())
+            self._optimiser.found_inf = self._stopped  # type: ignore[attr-defined]
+        if self.deferred or not bool(bad):
+            self._optimiser.step()
+            if self._average is not None:
+                self._average.update(done)
+        values = torch.cat([bad.float()[None], means, norm[None]])
+        return StepRecord(done + 1, rate, ("bad", *names, "gradient_norm"), values, identities)
+
+    def _accumulate(
+        self, done: int, batches: Iterator[Any]
+    ) -> tuple[tuple[str, ...], Tensor, list[Identity]]:
+        """Run forward and backward over this rank's micro-batches.
+
+        Returns:
+            The names of loss and metrics; (1 + names,) sums: the weight, then each of them
+            weighted; and who was in the batches.
+        """
+        identities: list[Identity] = []
+        names: tuple[str, ...] = ()
+        sums = torch.zeros((), device=self._device)
+        for number in range(self._settings.accumulate):
+            batch = next(batches)
+            identities.append(batch_identity(batch))
+            last = number == self._settings.accumulate - 1
+            with self._without_reduction(last):
+                output = self._forward(done, number, batch)
+                weighted = output.loss.float() * (output.weight / self._micro)
+                weighted.backward()  # type: ignore[no-untyped-call]
+            names = ("loss", *output.metrics)
+            numbers = [output.loss, *output.metrics.values()]
+            means = torch.stack([value.detach().float() for value in numbers])
+            weight = output.weight.detach().float()
+            sums = sums + torch.cat([weight[None], means * weight])
+        return names, sums, identities
+
+    def _forward(self, done: int, number: int, batch: Any) -> StepOutput:
+        settings, rank = self._settings, self._world.rank
+        start = (rank * settings.accumulate + number) * self._micro  # as the loader cuts it
+        rows = range(start, start + self._micro)
+        torch.manual_seed(step_seed(settings.seed, done, rank, f"micro-{number}"))
+        batch = batch.to(self._device, non_blocking=True)
+        if self._prepare is not None:
+            with torch.no_grad():
+                batch = self._prepare(batch)
+        context = StepContext(settings.seed, done, settings.total_steps, rows, rank)
+        half = settings.precision == "bfloat16"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
+            output: StepOutput = self._model(batch, context)
+        return output
+
+    def _scale_gradients(self, total: Tensor) -> Tensor:
+        """Turn summed gradients into those of the step's mean loss, clipped; return their norm."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        factor = self._micro * self._world.size / total  # DDP has divided by the ranks
+        norm = get_total_norm(gradients) * factor
+        if self._settings.clip is not None:
+            factor = factor * (self._settings.clip / norm.clamp_min(_TINY)).clamp_max(1.0)
+        torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def _without_reduction(self, last: bool) -> AbstractContextManager[Any]:
+        if last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return self._model.no_sync()
+
+
+def _parallel(task: nn.Module, world: World) -> nn.Module:
+    """Wrap for several ranks. No device ids: the batch is on the device already, not scattered."""
+    if world.size == 1:
+        return task
+    running = any(buffer.is_floating_point() for buffer in task.buffers())
+    return DistributedDataParallel(task, gradient_as_bucket_view=True, broadcast_buffers=running)
