@@ -8,6 +8,7 @@ keys are independent, and a draw does not depend on what was drawn before it.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ _MASK64 = (1 << 64) - 1
 _ROUNDS = 8  # of the Feistel network; four already give a pseudo-random permutation in theory
 
 
+@lru_cache(maxsize=1024)
 def _key(*parts: int | str) -> int:
     """Hash the parts to 128 bits; separated, so that (1, 23) and (12, 3) differ."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)

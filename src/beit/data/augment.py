@@ -1,0 +1,70 @@
+"""The device's share: jitter, flip and normalise a whole batch from the numbers drawn for it.
+
+No loop over samples, no question to the device: each of the three rounds of jitter picks every
+sample's own operation by `torch.where`.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from beit.batch import ColourDraws, ImageBatch
+
+# B images, H x W pixels
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per colour
+STD = (0.229, 0.224, 0.225)
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision and Pillow weigh colours
+
+
+def prepare(batch: ImageBatch) -> ImageBatch:
+    """Turn the host's uint8 views into what a task reads.
+
+    The patch view becomes normalised floats, the token view floats in [0, 1]; both get the same
+    jitter and flip. Afterwards the batch carries no draws, so preparing twice is an error.
+
+    Departure: the reference jitters the full picture before it is cropped; here each view of the
+    crop is jittered, so contrast turns round the crop's mean grey instead of the picture's.
+    """
+    patch_view, token_view = batch.patch_view, batch.token_view
+    if patch_view is not None:
+        patch_view = normalise(augment(_unit(patch_view), batch.colour))
+    if token_view is not None:
+        token_view = augment(_unit(token_view), batch.colour)
+    return replace(batch, patch_view=patch_view, token_view=token_view, colour=None)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bring (B, 3, H, W) floats in [0, 1] to ImageNet's mean 0 and deviation 1."""
+    return (images - _per_colour(MEAN, images.device)) / _per_colour(STD, images.device)
+
+
+def augment(images: Tensor, draws: ColourDraws | None) -> Tensor:
+    """Jitter and flip (B, 3, H, W) floats in [0, 1], each sample by its own draws."""
+    if draws is None:
+        return images
+    factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)
+    for operation in draws.order.unbind(1):  # (B,) each
+        images = _jitter_round(images, operation, factors.gather(1, operation[:, None])[:, 0])
+    return torch.where(draws.flip[:, None, None, None], images.flip(-1), images)
+
+
+def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+    """One operation a sample: blend with black, with the mean grey, or with the grey picture."""
+    grey = (images * _per_colour(_GREY, images.device)).sum(1, keepdim=True)  # (B, 1, H, W)
+    mean = grey.mean((2, 3), keepdim=True)
+    operation, factor = operation[:, None, None, None], factor[:, None, None, None]
+    away_from = torch.where(operation == 2, grey, torch.where(operation == 1, mean, 0.0))
+    return (factor * images + (1 - factor) * away_from).clamp_(0, 1)
+
+
+def _unit(images: Tensor) -> Tensor:
+    assert images.dtype == torch.uint8, "the batch was prepared already"
+    return images.float() / 255
+
+
+@lru_cache(maxsize=32)
+def _per_colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A constant on the device, copied there once: a copy a step would make the device wait."""
+    return torch.tensor(values, device=device)[:, None, None]

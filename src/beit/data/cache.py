@@ -1,0 +1,103 @@
+"""Where indices are kept, and how one appears whole or not at all.
+
+`<cache>/<key>/current.json` names the generation in force, a folder of .npy files beside it. A new
+generation is written under a temporary name, renamed, and only then named in `current.json`, so
+any number of processes may look or build at once. The user's own folder is never written to.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+
+_KEPT_GENERATIONS = 3  # a run that started on an older one may still open its files
+_SMALL = 1 << 16  # bytes; smaller arrays are read, larger ones mapped
+
+
+def cache_folder() -> Path:
+    """`BEIT_CACHE`, or `beit` in `XDG_CACHE_HOME`, or `~/.cache/beit`."""
+    if chosen := os.environ.get("BEIT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beit"
+
+
+def cache_key(kind: str, path: bytes) -> str:
+    """A file name for what is known about a path."""
+    return f"{kind}-{hashlib.blake2b(path, digest_size=12).hexdigest()}"
+
+
+def current_generation(key: str) -> Path | None:
+    """The folder of the generation in force, None when there is none that can be read."""
+    home = cache_folder() / "indices" / key
+    try:
+        name = json.loads((home / "current.json").read_text())["generation"]
+        folder = home / Path(name).name
+        return folder if (folder / "meta.json").is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def publish_generation(key: str, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new folder and put it in force.
+
+    Raises:
+        UserError: The cache cannot be written.
+    """
+    home = cache_folder() / "indices" / key
+    name = f"{time.time_ns():020d}-{os.getpid()}"
+    unfinished = home / f".{name}"
+    try:
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        unfinished.rename(home / name)
+        pointer = home / f".current-{name}"
+        pointer.write_text(json.dumps({"generation": name}))
+        pointer.replace(home / "current.json")
+        _remove_old(home)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"cannot write the index of the data to {home} ({error.strerror}); "
+            "set BEIT_CACHE to a folder with room that can be written"
+        ) from None
+    return home / name
+
+
+def _remove_old(home: Path) -> None:
+    # Names begin with the time; files that another process has mapped live until it lets go.
+    finished = sorted(path for path in home.iterdir() if path.is_dir() and path.name[0] != ".")
+    for path in finished[:-_KEPT_GENERATIONS]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_array(folder: Path, name: str, values: NDArray[Any]) -> None:
+    """Write one array of a generation."""
+    np.save(folder / f"{name}.npy", values, allow_pickle=False)
+
+
+def open_array(folder: Path, name: str) -> NDArray[Any]:
+    """Open one array of a generation, shared through the page cache when it is large."""
+    path = folder / f"{name}.npy"
+    if path.stat().st_size < _SMALL:
+        return np.asarray(np.load(path, allow_pickle=False))
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def save_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write the small facts of a generation."""
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def load_meta(folder: Path) -> dict[str, Any]:
+    """Read the small facts of a generation."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    return meta

@@ -1,0 +1,192 @@
+"""The one way a file becomes a picture.
+
+Every source reads through `decode`, so that a rule holds everywhere or nowhere:
+
+* the format is taken from the content and must be on the allow-list, whatever the name says;
+* the pixel limit is checked in the header, before anything is decoded;
+* the EXIF orientation is applied; colour profiles are ignored;
+* 16-bit and float greys are scaled to 8 bits, never clipped;
+* transparency is composited on white;
+* animations and files of several pages are refused, as are truncated files.
+"""
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+# TIFF and WebP are not among the formats Pillow registers by itself.
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+SUFFIXES = frozenset(
+    (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".tif", b".tiff")
+    + (b".bmp", b".gif", b".ppm", b".pgm", b".pbm", b".pnm")
+)
+PIXEL_LIMIT = 64 * 1024 * 1024
+FILE_LIMIT = 512 * 1024 * 1024  # bytes; 64 Mpx of 16-bit RGB without compression fit
+
+_ORIENTATION_TAG = 274
+_BITS_PER_SAMPLE_TAG = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PLAIN_MODES = frozenset(("RGB", "L", "1", "CMYK", "P", "YCbCr", "RGBX"))
+_ALPHA_MODES = frozenset(("RGBA", "LA", "PA", "La", "RGBa"))
+
+assert {TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format} < set(FORMATS)
+
+
+class BadPicture(Exception):
+    """A file that is not a picture we read. `reason` is one short phrase."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_bytes(path: bytes) -> bytes:
+    """Read a picture's file.
+
+    Raises:
+        BadPicture: It is gone, unreadable, no regular file, empty or too large.
+    """
+    try:
+        # Without O_NONBLOCK a pipe that carries a picture's name would hang the run.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPicture("not a regular file")
+            if status.st_size > FILE_LIMIT:
+                raise BadPicture(f"file of {status.st_size} bytes, more than {FILE_LIMIT}")
+            return file.read()
+    except OSError as error:
+        raise BadPicture(f"cannot be read ({error.strerror})") from None
+
+
+def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """Turn a file's bytes into an RGB picture of 8 bits a channel, upright.
+
+    A JPEG that carries further pictures behind the first (MPO: gain or depth maps of telephones)
+    is read as the JPEG that every viewer shows.
+
+    Raises:
+        BadPicture: The file is refused; the reason says why.
+    """
+    if not data:
+        raise BadPicture("empty file")
+    with _strict_pillow():
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_header(image, pixel_limit)
+                image.load()
+                return to_rgb(_upright(image))
+        except BadPicture:
+            raise
+        except UnidentifiedImageError:
+            raise BadPicture("not a readable " + ", ".join(FORMATS) + " file") from None
+        except Image.DecompressionBombError:
+            raise BadPicture(f"more than {pixel_limit} pixels") from None
+        except Exception as error:  # decoders raise whatever they like on damaged files
+            raise BadPicture(_phrase(error)) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded picture of any mode to RGB.
+
+    Raises:
+        BadPicture: There is no rule for this mode.
+    """
+    if image.mode in _ALPHA_MODES or (image.mode in _PLAIN_MODES and "transparency" in image.info):
+        return _on_white(image)
+    if image.mode in _PLAIN_MODES:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    raise BadPicture(f"colour space {image.mode} is not supported")
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Keep Pillow quiet and strict, whatever another library in this process has set."""
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _check_header(image: Image.Image, pixel_limit: int) -> None:
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise BadPicture(f"{width} x {height} pixels, more than {pixel_limit}")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise BadPicture("several pages" if image.format == "TIFF" else "animated")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF (or XMP) orientation; TIFF files are turned by Pillow while loading."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata round sound pixels: the picture is taken as it is
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    if turn is None or image.format == "TIFF":
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Composite transparency on white, the ground of most pages that show such files."""
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    ground = Image.new("RGB", rgba.size, (255, 255, 255))
+    ground.paste(rgba, mask=rgba.getchannel("A"))
+    return ground
+
+
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale deep greys to 0..255.
+
+    16-bit values are taken as parts of 65535 (or of the bit depth a TIFF states), floats in [0, 1]
+    as parts of 1; other integers and floats have no agreed white, so their own range is stretched.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BadPicture("infinite or undefined pixel values")
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        known = (0.0, 1.0) if low >= 0 and high <= 1 else None
+    else:
+        white = float(2 ** _bits(image) - 1)
+        known = (0.0, white) if low >= 0 and high <= white else None
+    low, high = known or (low, max(high, low + 1e-12))
+    return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
+
+
+def _bits(image: Image.Image) -> int:
+    stated = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))
+    bits = stated[0] if isinstance(stated, tuple) else stated
+    return bits if 8 < bits < 16 else 16
+
+
+def _phrase(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "truncated" in text or isinstance(error, EOFError):
+        return "truncated"
+    return f"damaged ({type(error).__name__}: {text[:80]})" if text else "damaged"

@@ -1,0 +1,171 @@
+"""Every random number of a sample, drawn before a pixel is touched (law 1).
+
+Each kind of draw has its own stream keyed by (seed, epoch, index), so adding an augmentation does
+not change the draws of the others.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from beit.batch import ColourDraws, Masks
+from beit.errors import UserError
+from beit.masking import MASKERS, capacity, place_list, target_count
+from beit.randomness import sample_generator
+
+# B images, (h, w) patch grid, N = h * w patches, M listed places
+_ATTEMPTS = 10
+_NO_MASK = "none"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a sample's chance is a function of."""
+
+    seed: int
+    epoch: int
+    index: int
+
+    def generator(self, stream: str) -> np.random.Generator:
+        """The generator of one stream of this sample's draws."""
+        return sample_generator(self.seed, self.epoch, self.index, stream)
+
+
+class Box(NamedTuple):
+    """A region of a picture in whole pixels, as Pillow orders it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def crop_box(
+    generator: np.random.Generator,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """Draw the region of a random resized crop.
+
+    The law is torchvision's: the area a uniform share of the picture, the aspect ratio log-uniform,
+    ten attempts to fit, else the largest centred region of an allowed ratio.
+
+    Args:
+        generator: Where the numbers come from; always 40 are taken.
+        size: Height and width of the picture.
+        scale: Least and largest share of the area.
+        ratio: Least and largest width / height.
+    """
+    height, width = size
+    uniform = generator.random((_ATTEMPTS, 4)).tolist()
+    for area_draw, ratio_draw, top_draw, left_draw in uniform:
+        area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** ratio_draw
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1))
+            return Box(left, top, left + w, top + h)
+    return centre_box(size, min(max(width / height, ratio[0]), ratio[1]), 1.0)
+
+
+def centre_box(size: tuple[int, int], aspect: float, share: float) -> Box:
+    """The largest centred region of an aspect ratio (width / height), its sides cut to a share."""
+    height, width = size
+    w, h = (width, width / aspect) if width / height < aspect else (height * aspect, height)
+    w, h = max(1, min(width, round(w * share))), max(1, min(height, round(h * share)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return Box(left, top, left + w, top + h)
+
+
+def colour_draws(keys: list[Key], jitter: float, *, flip: bool) -> ColourDraws:
+    """Draw what the device is to do to each sample.
+
+    Factors are uniform in [1 - jitter, 1 + jitter], cut at 0; the order of the three is a uniform
+    permutation; without jitter it has no columns, and no round is spent on it.
+    """
+    factors = np.ones((len(keys), 3), np.float32)
+    order = np.zeros((len(keys), 3 if jitter else 0), np.int64)
+    flips = np.zeros(len(keys), np.bool_)
+    for row, key in enumerate(keys):
+        if flip:
+            flips[row] = key.generator("flip").random() < 0.5
+        if jitter:
+            generator = key.generator("colour")
+            factors[row] = generator.uniform(max(0.0, 1 - jitter), 1 + jitter, 3)
+            order[row] = generator.permutation(3)
+    brightness, contrast, saturation = torch.from_numpy(factors).unbind(1)
+    return ColourDraws(
+        torch.from_numpy(flips),
+        brightness.clone(),
+        contrast.clone(),
+        saturation.clone(),
+        torch.from_numpy(order),
+    )
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Which patches are to be masked, and which places the loss is to read.
+
+    "none" masks nothing and lists every place (the paper's ablation without masking);
+    `recover="all"` lists every place whatever is masked.
+    """
+
+    grid: tuple[int, int]
+    name: str = "blockwise"
+    ratio: float = 0.4
+    count: int | None = None  # patches instead of a ratio
+    minimum_block: int = 16
+    exact: bool = False
+    recover: Literal["masked", "all"] = "masked"
+
+    def __post_init__(self) -> None:
+        if self.name != _NO_MASK and self.name not in MASKERS:
+            names = ", ".join((*MASKERS, _NO_MASK))
+            raise UserError(f"unknown masking {self.name!r}; choose one of {names}")
+        if self.name != _NO_MASK:
+            target_count(self.grid, self.ratio, self.count)
+
+    @property
+    def capacity(self) -> int:
+        """M, the length of every list of places."""
+        if self.lists_all:
+            return self.grid[0] * self.grid[1]
+        return capacity(
+            self.name, self.grid, self.ratio, self.minimum_block, self.exact, self.count
+        )
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether the loss reads every place."""
+        return self.recover == "all" or self.name == _NO_MASK
+
+    def draw(self, key: Key) -> NDArray[np.bool_]:
+        """One sample's mask, (h, w), True = masked."""
+        if self.name == _NO_MASK:
+            return np.zeros(self.grid, np.bool_)
+        return MASKERS[self.name](
+            key.generator("mask"),
+            self.grid,
+            ratio=self.ratio,
+            minimum_block=self.minimum_block,
+            exact=self.exact,
+            count=self.count,
+        )
+
+
+def draw_masks(plan: MaskPlan, keys: list[Key]) -> Masks:
+    """The masks of a batch: grid (B, h, w), index and weight (B, M)."""
+    grids = np.stack([plan.draw(key) for key in keys])
+    listed = np.ones_like(grids) if plan.lists_all else grids
+    lists = [place_list(mask, plan.capacity) for mask in listed]
+    return Masks(
+        torch.from_numpy(grids),
+        torch.from_numpy(np.stack([index for index, _ in lists])),
+        torch.from_numpy(np.stack([weight for _, weight in lists])),
+    )

@@ -1,0 +1,98 @@
+"""Data sets of the Hugging Face hub, read through the `datasets` package (an extra)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.data.decode import BadPicture, decode, read_bytes
+from beit.data.layout import VALIDATION_NAMES, hash_of, held_out
+from beit.data.packed import Split
+from beit.errors import UserError
+
+
+class HubSource:
+    """Rows of a hub data set's picture column; the files' bytes go through our own decoder."""
+
+    def __init__(self, name: str, rows: Any, places: NDArray[np.int64]) -> None:
+        """Keep the rows at `places`."""
+        picture, label = _columns(name, rows.features)
+        from datasets import Image as ImageFeature
+
+        self.name = name
+        self.classes: tuple[str, ...] = tuple(rows.features[label].names) if label else ()
+        self.fingerprint = f"{rows._fingerprint}-{len(places)}"
+        self._rows = rows.cast_column(picture, ImageFeature(decode=False))
+        self._picture, self._label, self._places = picture, label, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, index: int) -> Image.Image:
+        """Picture `index` as RGB; raises `BadPicture`."""
+        cell = self._rows[int(self._places[index])][self._picture]
+        if cell is None:
+            raise BadPicture("no picture in this row")
+        return decode(cell["bytes"] if cell["bytes"] is not None else read_bytes(_path(cell)))
+
+    def identity(self, index: int) -> str:
+        """Name and row."""
+        return f"{self.name}/{int(self._places[index])}"
+
+    def label(self, index: int) -> int:
+        """The number of the class, -1 = none."""
+        if self._label is None:
+            return -1
+        # The column alone: a whole row would read the picture too.
+        value = self._rows.select_columns([self._label])[int(self._places[index])][self._label]
+        return -1 if value is None else int(value)
+
+
+def hub_source(name: str, split: Split) -> HubSource:
+    """Open a hub data set by its name; no code of the data set's is ever run.
+
+    Raises:
+        UserError: The package is missing, or the data set cannot be had or holds no pictures.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f'hf:{name} needs the datasets package: pip install "beit[hub]"') from None
+    try:
+        parts = datasets.load_dataset(name)
+    except Exception as error:  # network, names, formats: the package has many ways to fail
+        text = " ".join(str(error).split())[:160]
+        raise UserError(f"hf:{name} cannot be opened ({text})") from None
+    return HubSource(f"hf:{name}", *_choose(datasets, dict(parts), split))
+
+
+def _choose(datasets: Any, parts: dict[str, Any], split: Split) -> tuple[Any, NDArray[np.int64]]:
+    """The rows and the places in them that make the split."""
+    training = parts.get("train") or next(iter(parts.values()))
+    names = [word.decode() for word in VALIDATION_NAMES if word.decode() in parts]
+    separate = parts[names[0]] if "train" in parts and names else None
+    if split == "all":
+        rows = training if separate is None else datasets.concatenate_datasets([training, separate])
+        return rows, np.arange(len(rows))
+    if separate is not None:
+        rows = training if split == "train" else separate
+        return rows, np.arange(len(rows))
+    hashes = np.array([hash_of(str(row).encode()) for row in range(len(training))], np.uint64)
+    chosen = held_out(hashes)
+    return training, np.flatnonzero(chosen if split == "val" else ~chosen)
+
+
+def _columns(name: str, features: Any) -> tuple[str, str | None]:
+    """The picture column and the label column, by their types."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    pictures = [column for column, kind in kinds.items() if kind == "Image"]
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    if not pictures:
+        raise UserError(f"{name} has no column of pictures, only {', '.join(kinds)}")
+    return pictures[0], labels[0] if labels else None
+
+
+def _path(cell: dict[str, Any]) -> bytes:
+    path: str = cell["path"]
+    return path.encode("utf-8", "surrogateescape")

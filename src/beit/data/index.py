@@ -1,0 +1,160 @@
+"""A folder of pictures, opened in time that does not depend on how many there are.
+
+The first look reads the whole tree and keeps the result as packed arrays in the cache; later looks
+compare the modification time of each *directory*, which changes whenever a file is added, removed
+or renamed, and map the arrays. A file overwritten in place is not noticed by that: `rescan=True`
+looks at every file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.data.cache import (
+    cache_key,
+    current_generation,
+    load_meta,
+    open_array,
+    publish_generation,
+    save_array,
+)
+from beit.data.decode import SUFFIXES, read_bytes
+from beit.data.layout import Layout, LayoutBuilder
+from beit.data.naming import PackedNames, printable
+from beit.data.packed import PackedSource, Split
+from beit.errors import UserError
+
+_VERSION = 1
+_SETTLED = 2_000_000_000  # ns; file systems keep times as coarsely as this
+
+
+@dataclass
+class _Directories:
+    """The directories of a tree, as packed paths and times."""
+
+    blob: bytearray = field(default_factory=bytearray)
+    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+    times: array[int] = field(default_factory=lambda: array("q"))
+    seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def enter(self, root: bytes, relative: bytes) -> bool:
+        """Note a directory; False when links have led here before."""
+        status = os.stat(os.path.join(root, relative))
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.seen:
+            return False
+        self.seen.add(identity)
+        self.blob += relative
+        self.offsets.append(len(self.blob))
+        self.times.append(status.st_mtime_ns)
+        return True
+
+
+def picture_suffix(name: bytes) -> bool:
+    """Whether a visible file's name ends as a picture's does."""
+    return not name.startswith(b".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def folder_index(root: bytes, *, rescan: bool = False) -> Path:
+    """The generation (a folder of arrays) that describes the tree below `root`.
+
+    Args:
+        root: Absolute path.
+        rescan: Look at every file even when no directory has changed.
+
+    Raises:
+        UserError: A directory cannot be read, or there is no picture.
+    """
+    key = cache_key("folder", os.path.realpath(root))
+    known = None if rescan else current_generation(key)
+    if known is not None and _is_current(root, known):
+        return known
+    started = time.time_ns()
+    layout, directories = _scan(root)
+
+    def write(folder: Path) -> None:
+        settled = max(directories.times) < started - _SETTLED
+        save_array(folder, "directory_blob", np.frombuffer(bytes(directories.blob), np.uint8))
+        save_array(folder, "directory_offsets", np.array(directories.offsets, np.int64))
+        save_array(folder, "directory_times", np.array(directories.times, np.int64))
+        layout.save(folder, version=_VERSION, settled=settled)
+
+    return publish_generation(key, write)
+
+
+def _is_current(root: bytes, generation: Path) -> bool:
+    try:
+        meta = load_meta(generation)
+        if meta.get("version") != _VERSION or not meta.get("settled"):
+            return False
+        times: NDArray[Any] = open_array(generation, "directory_times")
+        names = PackedNames(
+            open_array(generation, "directory_blob"), open_array(generation, "directory_offsets")
+        )
+        return all(
+            os.stat(os.path.join(root, names[place])).st_mtime_ns == times[place]
+            for place in range(len(names))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _scan(root: bytes) -> tuple[Layout, _Directories]:
+    builder, directories = LayoutBuilder(), _Directories()
+    waiting: list[tuple[bytes, int]] = [(b"", -1)]  # (relative path, size; -1 = directory)
+    while waiting:
+        path, size = waiting.pop()
+        if size >= 0:
+            builder.add(path, size)
+        elif directories.enter(root, path):
+            waiting.extend(_entries(root, path))
+    if not len(builder):
+        raise UserError(
+            f"there is no picture in {printable(root)}: looked for files ending in "
+            + ", ".join(sorted(suffix.decode() for suffix in SUFFIXES))
+        )
+    return builder.finish(), directories
+
+
+def _entries(root: bytes, relative: bytes) -> list[tuple[bytes, int]]:
+    """Directories and pictures of one directory, last first.
+
+    A directory sorts with its slash, so that a walk in this order meets the paths in byte order.
+    """
+    found: list[tuple[bytes, int]] = []
+    directory = os.path.join(root, relative)
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    found.append((relative + entry.name + b"/", -1))
+                elif picture_suffix(entry.name) and entry.is_file():
+                    found.append((relative + entry.name, entry.stat().st_size))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {printable(directory)} ({error.strerror})"
+        ) from None
+    found.sort(reverse=True)
+    return found
+
+
+class FolderSource(PackedSource):
+    """The pictures below a folder: flat, nested, or a folder a class."""
+
+    def __init__(self, root: bytes, split: Split, *, rescan: bool = False) -> None:
+        generation = folder_index(root, rescan=rescan)
+        super().__init__(f"folder {printable(root)}", root, generation, split)
+
+    def read_bytes(self, index: int) -> bytes:
+        """The file's content; raises `BadPicture`."""
+        return read_bytes(os.path.join(self.root, self.path(index)))

@@ -1,0 +1,110 @@
+"""What there is to read: one line of text becomes a source of pictures."""
+
+import difflib
+import os
+from typing import Protocol
+
+from PIL import Image
+
+from beit.data.index import FolderSource
+from beit.data.naming import encode_path, printable
+from beit.data.packed import Split
+from beit.data.shards import ShardSource, find_shards
+from beit.errors import UserError
+
+__all__ = ["Source", "Split", "open_source"]
+
+_SCHEMES = ("digits", "torchvision", "hf")
+_COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip")
+
+
+class Source(Protocol):
+    """A numbered set of pictures, the same numbers for the same data."""
+
+    name: str
+    fingerprint: str  # changes when a picture is added, removed, renamed or changes its size
+    classes: tuple[str, ...]  # empty = unlabelled
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+
+    def read(self, index: int, /) -> Image.Image:
+        """Picture `index` as RGB; raises `beit.data.decode.BadPicture` with the reason."""
+
+    def identity(self, index: int, /) -> str:
+        """What the picture is called, one line of printable text."""
+
+    def label(self, index: int, /) -> int:
+        """The number of the picture's class, -1 = none."""
+
+
+def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
+    """Open a source.
+
+    Args:
+        spec: A folder (flat, nested, a folder a class; in ADE20K's layout its `images/` is taken),
+            a .tar file or a folder of them, `digits`, `torchvision:NAME[:ROOT]`, or `hf:NAME`.
+        split: "train", "val", or "all". Without folders or files that say so, 5 % are "val"; none
+            when there are 20 pictures or fewer.
+        rescan: Look at every file, to notice those overwritten in place.
+
+    Raises:
+        UserError: There is no such thing, or no picture in it.
+    """
+    scheme, _, rest = spec.partition(":")
+    path = encode_path(spec)
+    if os.path.lexists(path):
+        return _open_path(path, split, rescan=rescan)
+    if scheme == "digits" and not rest:
+        from beit.data.named import digits
+
+        return digits(split)
+    if scheme == "torchvision" and rest:
+        from beit.data.torchvision_sets import torchvision_source
+
+        return torchvision_source(rest, split)
+    if scheme == "hf" and rest:
+        from beit.data.hub import hub_source
+
+        return hub_source(rest, split)
+    raise UserError(_unknown(spec, scheme))
+
+
+def _open_path(path: bytes, split: Split, *, rescan: bool) -> Source:
+    if os.path.isdir(path):
+        images, annotations = os.path.join(path, b"images"), os.path.join(path, b"annotations")
+        if os.path.isdir(images) and os.path.isdir(annotations):
+            path = images
+        shards = find_shards(path)
+        if shards:
+            return ShardSource(path, shards, split, rescan=rescan)
+        return FolderSource(path, split, rescan=rescan)
+    if path.lower().endswith(b".tar") and os.path.isfile(path):
+        return ShardSource(path, find_shards(path), split, rescan=rescan)
+    if path.lower().endswith(_COMPRESSED):
+        raise UserError(f"{printable(path)} is compressed; unpack it, or make it a plain .tar file")
+    raise UserError(f"{printable(path)} is neither a folder nor a .tar file")
+
+
+def _unknown(spec: str, scheme: str) -> str:
+    shown = printable(os.fsencode(spec))
+    ways = "a folder, a .tar file, digits, torchvision:NAME or hf:NAME"
+    if scheme in _SCHEMES and scheme != "digits":
+        return f"{shown} names no data set; write {scheme}:NAME"
+    near = difflib.get_close_matches(scheme, _SCHEMES, n=1)
+    if near and (":" in spec or os.sep not in spec):
+        return f"there is no folder {shown}; did you mean {near[0]}? (data is {ways})"
+    parent = _nearest_name(spec)
+    hint = f"; did you mean {parent}?" if parent else f" (data is {ways})"
+    return f"there is no folder {shown}{hint}"
+
+
+def _nearest_name(spec: str) -> str | None:
+    """A name beside the missing one that looks like it."""
+    parent, name = os.path.split(encode_path(spec))
+    try:
+        names = [printable(entry) for entry in os.listdir(parent) if entry[:1] != b"."]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(printable(name), names, n=1)
+    return os.path.join(os.path.dirname(spec), near[0]) if near else None
