@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,8 @@ from beit.errors import UserError
 from beit.randomness import sample_generator
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """What several draws gave."""
 
     mean: float

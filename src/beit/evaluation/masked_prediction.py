@@ -8,7 +8,7 @@ Legend: B images, (h, w) patch grid, N = h * w patches, M listed places, K codes
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -43,11 +43,11 @@ class _Sums:
 
     vocabulary: int
     pictures: int = 0
-    right: list[Tensor] = field(default_factory=list)
-    copied: list[Tensor] = field(default_factory=list)
-    loss: list[Tensor] = field(default_factory=list)
-    all_counts: list[Tensor] = field(default_factory=list)  # (K,) over all patches
-    masked_counts: list[Tensor] = field(default_factory=list)  # (K,) over masked patches
+    right: Tensor | float = 0.0
+    copied: Tensor | float = 0.0
+    loss: Tensor | float = 0.0
+    all_counts: Tensor | float = 0.0  # (K,) over all patches
+    masked_counts: Tensor | float = 0.0  # (K,) over masked patches
 
 
 @torch.inference_mode()
@@ -91,11 +91,11 @@ def _add(sums: _Sums, masks: Masks, logits: Tensor, codes: Tensor) -> None:
     ).view_as(weight)
     copies = masks.gather(copy_of_nearest_visible(flat, masks.grid))
     sums.pictures += len(codes)
-    sums.loss.append((losses * weight).sum(dtype=torch.float64))
-    sums.right.append(((logits.argmax(dim=-1) == targets) * weight).sum(dtype=torch.float64))
-    sums.copied.append(((copies == targets) * weight).sum(dtype=torch.float64))
-    sums.all_counts.append(_count(flat, torch.ones_like(flat), sums.vocabulary))
-    sums.masked_counts.append(_count(targets, weight, sums.vocabulary))
+    sums.loss += (losses * weight).sum(dtype=torch.float64)
+    sums.right += ((logits.argmax(dim=-1) == targets) * weight).sum(dtype=torch.float64)
+    sums.copied += ((copies == targets) * weight).sum(dtype=torch.float64)
+    sums.all_counts += _count(flat, torch.ones_like(flat), sums.vocabulary)
+    sums.masked_counts += _count(targets, weight, sums.vocabulary)
 
 
 def _count(codes: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
@@ -104,29 +104,25 @@ def _count(codes: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
 
 
 def _result(sums: _Sums, training_counts: Tensor | None) -> MaskedPrediction:
-    masked = torch.stack(sums.masked_counts).sum(dim=0).cpu()
-    everywhere = torch.stack(sums.all_counts).sum(dim=0).cpu()
+    masked = torch.as_tensor(sums.masked_counts).cpu()
+    everywhere = torch.as_tensor(sums.all_counts).cpu()
     places = float(masked.sum())
     if places == 0:
         raise UserError("No patch is masked in the whole set: set a mask ratio above zero.")
     favourite = int((everywhere if training_counts is None else training_counts.cpu()).argmax())
-    loss = _total(sums.loss) / places
+    loss = float(sums.loss) / places
     marginal = entropy_of_counts(everywhere)
     return MaskedPrediction(
         pictures=sums.pictures,
         places=round(places),
-        accuracy=_total(sums.right) / places,
+        accuracy=float(sums.right) / places,
         loss=loss,
         marginal_entropy=marginal,
         constant_loss=entropy_of_counts(masked),
         bits_saved=(marginal - loss) / math.log(2),
         most_frequent_accuracy=float(masked[favourite]) / places,
-        neighbour_copy_accuracy=_total(sums.copied) / places,
+        neighbour_copy_accuracy=float(sums.copied) / places,
     )
-
-
-def _total(parts: list[Tensor]) -> float:
-    return float(torch.stack(parts).sum())
 
 
 def entropy_of_counts(counts: Tensor) -> float:

@@ -64,7 +64,7 @@ def mean_pooled_features(
         encoder.train(was_training)
     if not labels:
         raise UserError("There is no picture to compute features of: the data set is empty.")
-    together = torch.cat(labels).clone()
+    together = torch.cat(labels)
     return {layer: Features(torch.cat(parts), together) for layer, parts in collected.items()}
 
 
@@ -112,8 +112,9 @@ def neighbour_predictions(
         )
     classes = int(train.labels.max()) + 1
     references = functional.normalize(train.features.float(), dim=1)
+    queries = functional.normalize(test_features.float(), dim=1)
     predictions: dict[int, list[Tensor]] = {count: [] for count in neighbours}
-    for part in functional.normalize(test_features.float(), dim=1).split(chunk):
+    for part in torch.split(queries, chunk):
         similarity, nearest = (part @ references.T).topk(max(neighbours), dim=1)  # (t, K)
         weights = (similarity / temperature).exp()
         voters = train.labels[nearest]

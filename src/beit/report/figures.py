@@ -15,6 +15,8 @@ from beit.report.text import format_number, format_percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Heights = NDArray[np.floating[Any]]
+
 _LABELS = {"loss": "loss", "lr": "learning rate"}
 _WIDTH = 11.0  # inches, of a chart: about as wide as a page of pictures
 _MOST_POINTS = 2_000  # of a raw curve; more than a figure has pixels
@@ -250,7 +252,7 @@ def bars(
     canvas.quiet_axes(axes, y_label=axis)
     colours = _bar_colours(methods, emphasis)
     width = 0.8 / max(1, len(methods))
-    for place, method in enumerate(methods):
+    for place in range(len(methods)):
         at = np.arange(len(groups)) + (place - (len(methods) - 1) / 2) * width
         style: dict[str, Any] = {
             "elinewidth": 1,
@@ -258,7 +260,7 @@ def bars(
             "capsize": 2.5,
             "capthick": 1,
         }
-        axes.bar(at, heights[:, place], 0.92 * width, color=colours[place], label=method)
+        axes.bar(at, heights[:, place], 0.92 * width, color=colours[place], label=str(place))
         if deviations is not None:
             axes.errorbar(at, heights[:, place], whiskers[:, place], fmt="none", **style)
         _label_bars(axes, at, heights[:, place], whiskers[:, place])
@@ -266,7 +268,7 @@ def bars(
     axes.tick_params(axis="x", colors=canvas.INK, labelsize=canvas.TEXT_SIZE)
     for text in axes.get_xticklabels():
         canvas.plain(text)
-    _legend_above(axes, len(methods))
+    _legend_above(axes, methods)
     return canvas.to_png(figure)
 
 
@@ -275,9 +277,7 @@ def _bar_colours(methods: Sequence[str], emphasis: str) -> list[str]:
     return [canvas.BLUE if method == emphasis else next(greys) for method in methods]
 
 
-def _label_bars(
-    axes: Axes, at: NDArray[np.float64], tops: NDArray[np.float64], whiskers: NDArray[np.float64]
-) -> None:
+def _label_bars(axes: Axes, at: Heights, tops: Heights, whiskers: Heights) -> None:
     for x, top, whisker in zip(at, tops, whiskers, strict=True):
         if np.isfinite(top):
             above = (x, max(top + whisker, 0))
@@ -286,10 +286,15 @@ def _label_bars(
             axes.annotate(f"{top:.1f}", above, xytext=(0, 3), **place, **style)
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
+def _legend_above(axes: Axes, methods: Sequence[str]) -> None:
     where = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.3}
     legend = axes.legend(
-        ncols=min(columns, 5), frameon=False, fontsize=canvas.SMALL_SIZE, handlelength=1, **where
+        ncols=min(len(methods), 5),
+        frameon=False,
+        fontsize=canvas.SMALL_SIZE,
+        handlelength=1,
+        **where,
     )
-    for text in legend.get_texts():
+    for text, method in zip(legend.get_texts(), methods, strict=True):
+        text.set_text(method)  # not as a label: those that begin with _ would be left out
         canvas.plain(text)
