@@ -34,8 +34,7 @@ def slow_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
         for head in range(heads):
             for place in range(tokens):
                 scores = [
-                    float(query[image, head, place] @ key[image, head, other])
-                    / math.sqrt(features)
+                    float(query[image, head, place] @ key[image, head, other]) / math.sqrt(features)
                     + (0.0 if bias is None else float(bias[head, place, other]))
                     for other in range(tokens)
                 ]

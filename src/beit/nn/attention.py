@@ -22,7 +22,7 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     """
     query = query * query.shape[-1] ** -0.5
     scores = query @ key.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
+    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,12 +32,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     faster than torch's kernel, forward and backward, with a bias and without; everywhere else
     torch's kernel keeps the scores out of memory.
     """
-    if bias is not None:
-        bias = bias.to(query.dtype)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attention_probabilities(query, key, bias).to(value.dtype) @ value
-    if bias is not None and query.device.type == "cuda":
-        bias = _aligned(bias)
+    if bias is not None:
+        bias = (
+            _aligned(bias.to(query.dtype)) if query.device.type == "cuda" else bias.to(query.dtype)
+        )
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 

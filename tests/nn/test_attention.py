@@ -1,0 +1,65 @@
+"""Attention against a slow oracle, and its two forms against each other."""
+
+import pytest
+import torch
+
+from beit.nn.attention import Attention, attend, attention_probabilities
+from oracles.oracle_attention import slow_attention
+
+
+def _inputs(
+    images: int, heads: int, tokens: int, features: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = torch.randn(3, images, heads, tokens, features).unbind(0)
+    return query, key, value, torch.randn(heads, tokens, tokens)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_both_forms_equal_the_slow_oracle(biased: bool) -> None:
+    query, key, value, bias = _inputs(2, 2, 4, 3)
+    given = bias if biased else None
+    expected = slow_attention(query, key, value, given)
+    torch.testing.assert_close(attend(query, key, value, given), expected)
+    written_out = attention_probabilities(query, key, given) @ value
+    torch.testing.assert_close(written_out, expected)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_half_precision_stays_close_to_single(biased: bool) -> None:
+    query, key, value, bias = _inputs(2, 3, 17, 16)
+    given = bias if biased else None
+    expected = attend(query, key, value, given)
+    rounded = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), given)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_module_mixes_values_by_the_probabilities_it_reports(half: bool) -> None:
+    attention = Attention(width=12, heads=3)
+    torch.nn.init.normal_(attention.query_bias)
+    torch.nn.init.normal_(attention.value_bias)
+    tokens, bias = torch.randn(2, 5, 12), torch.randn(3, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output = attention(tokens, bias)
+        probabilities = attention.probabilities(tokens, bias)
+        _, _, value = attention._project(tokens)
+        mixed = probabilities.to(value.dtype) @ value
+        expected = attention.output(mixed.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(
+        probabilities.float().sum(-1), torch.ones(2, 3, 5), atol=1e-2, rtol=0
+    )
+
+
+def test_a_bias_on_the_keys_would_change_nothing() -> None:
+    query, key, value, bias = _inputs(1, 2, 6, 4)
+    shifted = key + torch.randn(1, 2, 1, 4)
+    torch.testing.assert_close(attend(query, shifted, value, bias), attend(query, key, value, bias))
+
+
+def test_bias_receives_a_gradient() -> None:
+    query, key, value, bias = _inputs(2, 2, 4, 3)
+    bias.requires_grad_()
+    attend(query, key, value, bias).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert bias.grad is not None and bias.grad.abs().sum() > 0

@@ -1,0 +1,200 @@
+"""Masks: statistics of the authors' code, laws for every masker, lists of fixed length."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import beit.masking
+from beit.errors import UserError
+from beit.masking import (
+    MASKERS,
+    blockwise_paper,
+    blockwise_reference,
+    capacity,
+    place_list,
+    target_count,
+    uniform_random,
+)
+from oracles.oracle_masking import slow_reference_mask
+
+DRAWS = 3000
+PAPER_GRID = (14, 14)
+names = pytest.mark.parametrize("name", list(MASKERS))
+
+
+@pytest.fixture(scope="module")
+def reference_draws() -> NDArray[np.bool_]:
+    """(DRAWS, 14, 14) masks as the authors' code draws them."""
+    generator = np.random.default_rng(0)
+    return np.stack([blockwise_reference(generator, PAPER_GRID, count=75) for _ in range(DRAWS)])
+
+
+def test_reference_counts(reference_draws: NDArray[np.bool_]) -> None:
+    """Computed figures: mean 74.5, minimum 66, exactly 75 in 68 % of draws."""
+    counts = reference_draws.sum((1, 2))
+    assert counts.mean() == pytest.approx(74.5, abs=0.1)
+    assert 60 <= counts.min() <= 69 and counts.max() == 75
+    assert (counts == 75).mean() == pytest.approx(0.68, abs=0.03)
+
+
+def test_reference_places(reference_draws: NDArray[np.bool_]) -> None:
+    """Computed figures: a corner patch 4 %, a centre patch 73 %; edges are not forgotten."""
+    often = reference_draws.mean(0)
+    corners = often[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners == pytest.approx([0.04] * 4, abs=0.015)
+    assert often[6:8, 6:8].mean() == pytest.approx(0.73, abs=0.03)
+    for first, last in ((often[0], often[-1]), (often[:, 0], often[:, -1])):
+        assert last.min() > 0.02
+        assert last.mean() == pytest.approx(first.mean(), rel=0.1)
+
+
+def test_reference_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed figure: 4.1 blocks a mask."""
+    blocks = 0
+    original = beit.masking._reference_block
+
+    def counted(
+        generator: np.random.Generator, mask: NDArray[np.bool_], smallest: int, remaining: int
+    ) -> int:
+        nonlocal blocks
+        added = original(generator, mask, smallest, remaining)
+        blocks += added > 0
+        return added
+
+    monkeypatch.setattr(beit.masking, "_reference_block", counted)
+    generator = np.random.default_rng(1)
+    for _ in range(1500):
+        blockwise_reference(generator, PAPER_GRID, count=75)
+    assert blocks / 1500 == pytest.approx(4.1, abs=0.15)
+
+
+@pytest.mark.parametrize(("side", "cap", "smallest"), [(14, 75, 16), (12, 60, 6)])
+def test_reference_equals_the_slow_oracle_in_distribution(
+    side: int, cap: int, smallest: int
+) -> None:
+    chance, generator = random.Random(0), np.random.default_rng(2)
+    slow = np.array([slow_reference_mask(chance, side, cap, smallest)[0] for _ in range(1500)])
+    quick = np.stack(
+        [
+            blockwise_reference(generator, (side, side), count=cap, minimum_block=smallest)
+            for _ in range(1500)
+        ]
+    )
+    slow_counts, quick_counts = slow.sum((1, 2)), quick.sum((1, 2))
+    assert quick_counts.mean() == pytest.approx(slow_counts.mean(), abs=0.2)
+    assert (quick_counts == cap).mean() == pytest.approx((slow_counts == cap).mean(), abs=0.06)
+    # Six standard errors of a difference of two shares of 1500.
+    np.testing.assert_allclose(quick.mean(0), slow.mean(0), atol=6 * np.sqrt(0.5 / 1500))
+
+
+def test_paper_masks_more_than_its_target_by_less_than_a_block() -> None:
+    """Algorithm 1 ends when |M| > 0.4 N = 78.4."""
+    generator = np.random.default_rng(3)
+    masks = np.stack([blockwise_paper(generator, PAPER_GRID, ratio=0.4) for _ in range(500)])
+    counts = masks.sum((1, 2))
+    assert counts.min() >= 79 and counts.max() <= 78 + 16
+    assert len(set(counts.tolist())) > 3
+    assert masks.mean(0)[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 0.01
+
+
+def test_uniform_random_masks_every_patch_alike() -> None:
+    generator = np.random.default_rng(4)
+    often = np.mean([uniform_random(generator, (5, 6), ratio=0.4) for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(often, 0.4, atol=0.04)
+
+
+def test_exact_keeps_the_blocks_together() -> None:
+    """Topping up and trimming at the edges leaves most masked patches with masked neighbours."""
+    generator = np.random.default_rng(5)
+    for masker in (blockwise_reference, blockwise_paper):
+        masks = [masker(generator, PAPER_GRID, count=75, exact=True) for _ in range(300)]
+        assert {int(mask.sum()) for mask in masks} == {75}
+        pairs = np.mean([(mask[1:] & mask[:-1]).sum() for mask in masks])
+        scattered = [uniform_random(generator, PAPER_GRID, count=75) for _ in range(300)]
+        assert pairs > 1.8 * np.mean([(mask[1:] & mask[:-1]).sum() for mask in scattered])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(list(MASKERS)),
+    grid=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    ratio=st.floats(0.01, 1.0),
+    minimum_block=st.integers(1, 20),
+    exact=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_counts_keep_their_promises(
+    name: str, grid: tuple[int, int], ratio: float, minimum_block: int, exact: bool, seed: int
+) -> None:
+    target = target_count(grid, ratio)
+    room = capacity(name, grid, ratio, minimum_block, exact)
+    drawn = [
+        MASKERS[name](
+            np.random.default_rng(seed),
+            grid,
+            ratio=ratio,
+            minimum_block=minimum_block,
+            exact=exact,
+        )
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])  # a pure function of the draws
+    count = int(drawn[0].sum())
+    assert drawn[0].shape == grid and drawn[0].dtype == np.bool_
+    assert 1 <= count <= room <= grid[0] * grid[1]
+    if exact or name == "random":
+        assert count == target == room
+    elif name == "blockwise":
+        assert target - min(minimum_block, target) < count <= target
+    else:
+        assert count > target or count == grid[0] * grid[1]
+
+
+@names
+def test_every_patch_can_be_masked_on_a_rectangle(name: str) -> None:
+    generator = np.random.default_rng(6)
+    often = np.mean([MASKERS[name](generator, (4, 9), minimum_block=4) for _ in range(800)], axis=0)
+    assert often.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "ratio", "count", "target"),
+    [
+        (PAPER_GRID, 0.4, None, 78),
+        (PAPER_GRID, 0.4, 75, 75),
+        ((10, 10), 0.29, None, 29),
+        ((1, 1), 0.4, None, 1),
+        ((2, 3), 1.0, None, 6),
+    ],
+)
+def test_target_count(grid: tuple[int, int], ratio: float, count: int | None, target: int) -> None:
+    assert target_count(grid, ratio, count) == target
+
+
+def test_impossible_targets_are_the_users_mistake() -> None:
+    for ratio, count in ((0.0, None), (1.1, None), (0.4, 0), (0.4, 197)):
+        with pytest.raises(UserError):
+            target_count(PAPER_GRID, ratio, count)
+    with pytest.raises(UserError, match="unknown masking 'blocks'"):
+        capacity("blocks", PAPER_GRID)
+
+
+def test_capacities_at_the_papers_size() -> None:
+    assert capacity("blockwise", PAPER_GRID, count=75) == 75
+    assert capacity("blockwise-paper", PAPER_GRID, 0.4) == 78 + 16
+    assert capacity("blockwise-paper", PAPER_GRID, 0.4, exact=True) == 78
+    assert capacity("random", PAPER_GRID, 0.4) == 78
+
+
+def test_place_list_lists_masked_places_in_order_and_pads() -> None:
+    mask = np.array([[False, True, False], [True, False, True]])
+    index, weight = place_list(mask, 5)
+    assert index.dtype == np.int64 and weight.dtype == np.float32
+    assert index.tolist() == [1, 3, 5, 0, 0]
+    assert weight.tolist() == [1, 1, 1, 0, 0]
+    with pytest.raises(AssertionError):
+        place_list(mask, 2)
