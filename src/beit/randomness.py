@@ -19,7 +19,7 @@ _MASK64 = (1 << 64) - 1
 _ROUNDS = 8  # of the Feistel network; four already give a pseudo-random permutation in theory
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def _key(*parts: int | str) -> int:
     """Hash the parts to 128 bits; separated, so that (1, 23) and (12, 3) differ."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)

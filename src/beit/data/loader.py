@@ -4,24 +4,22 @@ A worker is given a run of positions and returns the whole micro-batch, so what 
 nothing but (seed, positions): not on which worker it was, nor on what came before.
 """
 
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from beit.batch import ImageBatch
 from beit.data.bad_pictures import BadPictureLog
 from beit.data.decode import BadPicture
 from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
+from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.order import Shares, locate, positions
 from beit.data.sources import Source
 from beit.data.views import ViewSettings, make_views
-from beit.data.watch import Breadcrumbs
 from beit.errors import UserError
 
 _MOST_REPLACEMENTS = 100  # unreadable pictures in a row
@@ -69,12 +67,16 @@ class _Item:
 class _Batches(Dataset[_Item]):
     """Maps a run of positions to a batch. In training a bad picture is replaced, else left out."""
 
-    source: Source
+    reader: WatchedReader
     views: ViewSettings
     masks: MaskPlan | None
     seed: int
     training: bool
-    crumbs: Breadcrumbs
+
+    @property
+    def source(self) -> Source:
+        """The pictures."""
+        return self.reader.source
 
     def __getitem__(self, where: range) -> _Item:
         """The micro-batch of these positions."""
@@ -107,15 +109,10 @@ class _Batches(Dataset[_Item]):
         return _Fetched(kept, views, labels, tuple(bad))
 
     def _read(self, index: int) -> tuple[Image.Image | None, list[tuple[int, str]]]:
-        worker = get_worker_info()
-        slot = 0 if worker is None else worker.id
-        self.crumbs.reading(slot, index)
         try:
-            return self.source.read(index), []
+            return self.reader.read(index), []
         except BadPicture as error:
             return None, [(index, error.reason)]
-        finally:
-            self.crumbs.done(slot)
 
     def _replacement(self, key: Key, failures: list[tuple[int, str]]) -> tuple[Image.Image, int]:
         """Another picture in place of a bad one, drawn by the sample's own key (law 1).
@@ -176,9 +173,10 @@ def training_batches(
     if len(source) == 0:
         raise UserError(f"{source.name} holds no picture to train on")
     shares = Shares(settings.batch_size, settings.ranks, settings.rank, settings.accumulation)
-    crumbs = Breadcrumbs(settings.workers)
-    batches = _Batches(source, views, masks, settings.seed, True, crumbs)
-    return _fetched(batches, positions(shares, samples_seen), settings, log)
+    reader = WatchedReader(source, settings.workers)
+    batches = _Batches(reader, views, masks, settings.seed, True)
+    how = Fetching(settings.workers, settings.prefetch, settings.timeout, settings.pin_memory)
+    return _logged(fetch(batches, positions(shares, samples_seen), reader, how), log)
 
 
 def evaluation_batches(
@@ -213,70 +211,20 @@ def evaluation_batches(
     where = [
         range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)
     ]
-    workers = min(workers, len(where))
-    batches = _Batches(source, views, masks, seed, False, Breadcrumbs(workers))
-    settings = LoaderSettings(batch_size, seed, workers=workers)
-    return _fetched(batches, where, settings, log)
+    how = Fetching(min(workers, len(where)))
+    reader = WatchedReader(source, how.workers)
+    batches = _Batches(reader, views, masks, seed, False)
+    return _logged(fetch(batches, where, reader, how), log)
 
 
-def _fetched(
-    batches: _Batches, where: Iterable[range], settings: LoaderSettings, log: BadPictureLog | None
-) -> Iterator[ImageBatch]:
-    """Run the loader; hand on whole batches, name the culprit when a worker fails."""
-    busy = settings.workers > 0
-    loader: DataLoader[_Item] = DataLoader(
-        batches,
-        batch_size=None,  # an item is a batch already
-        sampler=where,
-        collate_fn=_as_it_is,
-        num_workers=settings.workers,
-        prefetch_factor=settings.prefetch if busy else None,
-        timeout=settings.timeout if busy else 0,
-        pin_memory=settings.pin_memory,
-        generator=torch.Generator(),  # or the loader would take a number from torch's own
-        worker_init_fn=_quiet_worker,
-    )
-    iterator = _quiet_iterator(loader)
-    while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader"):  # a worker died or is late
-                raise batches.crumbs.explain(error, batches.source) from error
-            raise
+def _logged(items: Iterator[_Item], log: BadPictureLog | None) -> Iterator[ImageBatch]:
+    for item in items:
         if item.refusal is not None:
             raise UserError(item.refusal)
         if log is not None:
             log.add(item.bad)
         if item.batch is not None:
             yield item.batch
-
-
-def _quiet_iterator(loader: "DataLoader[_Item]") -> Iterator[_Item]:
-    """Start the loader without its SIGCHLD handler.
-
-    That handler raises wherever the program happens to be, far from anybody who could name the
-    picture; without it the loader notices a dead worker when it next waits for a batch.
-    """
-    try:
-        before = signal.getsignal(signal.SIGCHLD)
-        iterator = iter(loader)
-        signal.signal(signal.SIGCHLD, before)
-    except ValueError:  # not the main thread: there no handler is set either
-        iterator = iter(loader)
-    return iterator
-
-
-def _quiet_worker(_: int) -> None:
-    """Leave Ctrl-C to the main process: it saves and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _stacked(views: Sequence[Tensor | None]) -> Tensor | None:

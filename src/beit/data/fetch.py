@@ -1,0 +1,102 @@
+"""torch's DataLoader with what it lacks: errors that name the picture, and no side effects."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from beit.data.sources import Source
+from beit.data.watch import Breadcrumbs
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How items are fetched; nothing here changes what they are."""
+
+    workers: int = 0
+    prefetch: int = 2  # items a worker has ready
+    timeout: float = 300.0  # seconds a worker may take for an item; 0 = for ever
+    pin_memory: bool = False
+
+
+class WatchedReader:
+    """A source that notes which picture each worker is reading."""
+
+    def __init__(self, source: Source, workers: int) -> None:
+        self.source = source
+        self.crumbs = Breadcrumbs(workers)
+
+    def read(self, index: int) -> Image.Image:
+        """As `Source.read`."""
+        worker = get_worker_info()
+        slot = 0 if worker is None else worker.id
+        self.crumbs.reading(slot, index)
+        try:
+            return self.source.read(index)
+        finally:
+            self.crumbs.done(slot)
+
+
+def fetch(
+    items: "Dataset[_Item]", where: Iterable[range], reader: WatchedReader, how: Fetching
+) -> Iterator[_Item]:
+    """Map runs of positions to items, in order, with workers or without.
+
+    Raises:
+        LoaderError: A worker died or took too long; the message names what it was reading.
+    """
+    busy = how.workers > 0
+    loader: DataLoader[_Item] = DataLoader(
+        items,
+        batch_size=None,  # an item is a whole batch already
+        sampler=where,
+        collate_fn=_as_it_is,
+        num_workers=how.workers,
+        prefetch_factor=how.prefetch if busy else None,
+        timeout=how.timeout if busy else 0,
+        pin_memory=how.pin_memory,
+        generator=torch.Generator(),  # or the loader would take a number from torch's own
+        worker_init_fn=_quiet_worker,
+    )
+    iterator = _quiet_iterator(loader)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader"):  # a worker died or is late
+                raise reader.crumbs.explain(error, reader.source) from error
+            raise
+        yield item
+
+
+def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
+    """Start the loader without its SIGCHLD handler.
+
+    That handler raises wherever the program happens to be, far from anybody who could name the
+    picture; without it the loader notices a dead worker when it next waits for an item.
+    """
+    try:
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(loader)
+        signal.signal(signal.SIGCHLD, before)
+    except ValueError:  # not the main thread: no handler is set there
+        iterator = iter(loader)
+    return iterator
+
+
+def _quiet_worker(_: int) -> None:
+    """Leave Ctrl-C to the main process: it saves and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
