@@ -5,27 +5,30 @@ Everything the host decides (stop now, the save failed, which checkpoint) travel
 so that asking never waits for the device.
 """
 
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from beit.engine.failure import Diverged
+from beit.engine.launcher import (
+    LEFT_ALONE,
+    RankError,
+    launch,
+    register_rank,
+    restarted,
+    tell_launcher,
+)
 from beit.errors import Interrupted, UserError
 
-LAUNCHED = "BEIT_LAUNCHED"  # set by our own launcher, which then tells the user what went wrong
+__all__ = ["RankError", "World", "current_world", "launch", "process_group", "restarted"]
+
 _TIMEOUT = timedelta(minutes=30)  # a rank may save or evaluate while the others wait
-
-
-class RankError(RuntimeError):
-    """Something of ours failed on one of several ranks; the message names the rank."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def process_group(device: str = "cpu") -> Iterator[World]:
 
     Raises:
         RankError: Whatever failed inside on one of several ranks, with the rank's number.
+        SystemExit: Our launcher started us and the user is to be told something; it will tell.
     """
     global _current
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
@@ -133,44 +137,41 @@ def process_group(device: str = "cpu") -> Iterator[World]:
     aborted = False
     try:
         yield _current
-    except (UserError, Interrupted):
+    except (UserError, Interrupted, Diverged) as error:
+        if tell_launcher(str(error)):
+            raise SystemExit(_status(error)) from None
         raise
     except Exception as error:
         aborted = True
         name = f"rank {_current.rank} of {_current.size}"
-        raise RankError(f"{name} failed: {type(error).__name__}: {error}") from error
+        failure = RankError(f"{name} failed: {type(error).__name__}: {error}")
+        if tell_launcher(str(failure)) and _is_left_alone(error):
+            raise SystemExit(LEFT_ALONE) from None  # the rank that is gone has the story
+        raise failure from error
     finally:
         _current = previous
         if not (aborted and device == "cuda"):  # nccl may wait for ranks that never come
             dist.destroy_process_group()
 
 
+def _is_left_alone(error: Exception) -> bool:
+    """Whether an error says only that another rank does not answer."""
+    return isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, Interrupted):
+        return 128 + int(getattr(error, "signal", 2))
+    return 2 if isinstance(error, UserError) else 1
+
+
 def _join(device: str) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
     if device == "cuda":
         torch.cuda.set_device(World(local_rank=local_rank).device("cuda"))
+    register_rank(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
     host = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
     group = host if host is not None else dist.group.WORLD
     return World(dist.get_rank(), dist.get_world_size(), local_rank, group)
-
-
-def restarted() -> bool:
-    """Whether the launcher started this process again after a failure: then resume."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def tell_launcher(message: str) -> bool:
-    """Leave the reason of a failure to the launcher, which tells it once for all ranks.
-
-    Returns:
-        False when nobody launched us: then it is for the caller to tell.
-    """
-    target = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if LAUNCHED not in os.environ or not target:
-        return False
-    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
-    body = {"message": {"message": message, "extraInfo": extra}}
-    Path(target).write_text(json.dumps(body), encoding="utf-8")
-    return True

@@ -5,6 +5,7 @@ It alone calls backward, clips, steps, logs, saves and stops. Which samples a st
 random state and a resumed run goes on bitwise as if it had never stopped.
 """
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn, cast
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from beit.engine.distribution import World, current_world
+from beit.engine.distribution import World, current_world, restarted
 from beit.engine.ema import WeightAverage
 from beit.engine.failure import Diverged, explained
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
@@ -21,10 +22,10 @@ from beit.engine.protocol import Batches, Evaluate, Evaluation, Prepare, ScalesR
 from beit.engine.recorder import Recorder
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, FitSettings
-from beit.engine.signals import StopNow, StopSignal
+from beit.engine.signals import StopNow, StoppedBySignal, StopSignal
 from beit.engine.step import StepRecord, TrainingStep
 from beit.engine.storage import Storage
-from beit.errors import Interrupted, UserError
+from beit.errors import UserError
 from beit.randomness import step_seed
 
 
@@ -56,11 +57,12 @@ def fit(
     Raises:
         UserError: The batch does not divide, the disk or memory is too small, or the run in the
             folder was made from something else.
-        Interrupted: SIGTERM or Ctrl-C came; the state is saved.
+        beit.errors.Interrupted: SIGTERM or Ctrl-C came; the state is saved.
         beit.engine.failure.Diverged: The loss or gradient was not finite; the step was not applied.
     """
     world = current_world()
     settings.micro_batch(world.size)
+    resume = resume or (restarted() and run is not None)
     assert run is not None or not resume, "resuming needs a run folder"
     with _deterministic(settings.deterministic), _kept_generators():
         whole = _Run(task, settings, world, run, fingerprints or {})
@@ -241,10 +243,11 @@ class _Run:
         }
 
     def _leave(self, saved: str) -> NoReturn:
-        name = self.stop.received.name if self.stop.received else "a signal to another rank"
+        name = self.stop.received.name if self.stop.received else "a signal elsewhere"
         text = f"stopped by {name} after step {self.step} of {self.settings.total_steps}; {saved}"
         hint = "" if self.run is None else ": go on with the same command and --resume"
-        raise Interrupted(text + hint)
+        number = self.stop.received or signal.SIGTERM
+        raise StoppedBySignal(text + hint, int(number))
 
     def _resume(self) -> list[str]:
         """Take the newest sound checkpoint; return what the user should be told."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from beit.engine.launcher import restarted
 from beit.errors import UserError
 
 _LOCK = ".lock"
@@ -37,7 +38,7 @@ class RunFolder:
             return cls(folder, None)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{path} is a file: choose a folder for --out")
-        if not resume and _holds_something(folder):
+        if not (resume or restarted()) and _holds_something(folder):
             raise UserError(
                 f"{path} is not empty: add --resume to go on with the run in it, "
                 "or choose another --out"

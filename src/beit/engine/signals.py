@@ -10,11 +10,22 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from beit.errors import Interrupted
+
+LAUNCHED = "BEIT_LAUNCHED"  # set by our launcher for its ranks: the folder it shares with them
 _ECHO = 1.0  # seconds within which a second signal is the same one, told by shell and launcher
 
 
 class StopNow(BaseException):
     """Raised by the handler where it is safe to break off in the middle (an evaluation)."""
+
+
+class StoppedBySignal(Interrupted):
+    """An interruption that knows its signal, for the exit status."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 class StopSignal:
@@ -25,13 +36,15 @@ class StopSignal:
         self._main = main
         self._when = 0.0
         self._breakable = False
-        self._process = os.getpid()
+        self._process, self._parent = os.getpid(), os.getppid()
+        self._launched = LAUNCHED in os.environ
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
-        return self.received is not None
+        """Whether a signal came, or the launcher that would pass one on is gone."""
+        orphaned = self._launched and os.getppid() != self._parent
+        return self.received is not None or orphaned
 
     @contextmanager
     def breakable(self) -> Iterator[None]:

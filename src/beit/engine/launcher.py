@@ -1,0 +1,197 @@
+"""Start several ranks on one machine with torch's own launcher; tell once what failed.
+
+Ranks leave the reason of a failure in the file that torch's launcher names for them, and print
+nothing; the launching process tells it once. Stopped with Ctrl-C or SIGTERM it passes the signal on
+and waits for the ranks to save.
+"""
+
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from beit.engine.signals import LAUNCHED, StoppedBySignal
+from beit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
+
+LEFT_ALONE = 75  # exit status of a rank that failed because another one was gone
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_GRACE = 30  # seconds between a passed-on signal and the end of whoever has not left
+
+
+class RankError(RuntimeError):
+    """Something of ours failed on one of several ranks; the message names the rank."""
+
+
+def launch(processes: int, argv: Sequence[str], device: str = "cpu", *, restarts: int = 0) -> None:
+    """Run a command as several ranks and wait for them.
+
+    Args:
+        processes: How many, on this machine.
+        argv: The command, program first; `process_group` inside it finds the other ranks.
+        device: "cpu" or "cuda", to see that there are enough.
+        restarts: How often to start all ranks again after one died; they then resume.
+
+    Raises:
+        UserError: A rank left with the user's mistake (status 2), or there are too few devices.
+        Interrupted: A signal came; the ranks have saved.
+        RankError: A rank failed or died; the message names it.
+    """
+    _require_devices(processes, device)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="beit-launch-") as name, _environment(processes, name):
+        folder = Path(name)
+        start = elastic_launch(_config(processes, restarts, folder), argv[0])
+        try:
+            start(*argv[1:])
+        except ChildFailedError as error:
+            raise _explained(list(error.failures.values()), processes) from None
+        except SignalException as stop:
+            if stop.__context__ is not None and isinstance(stop.__context__, SignalException):
+                _kill_ranks(folder)  # a second Ctrl-C while the ranks were saving
+            raise _interrupted(folder, int(stop.sigval)) from None
+
+
+def tell_launcher(message: str) -> bool:
+    """Leave the reason of a failure to the launcher, which tells it once for all ranks.
+
+    Returns:
+        False when it was not `launch` that started us: then it is for the caller to tell.
+    """
+    target = os.environ.get(_ERROR_FILE)
+    if LAUNCHED not in os.environ or not target:
+        return False
+    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+    body = {"message": {"message": message, "extraInfo": extra}}
+    Path(target).write_text(json.dumps(body), encoding="utf-8")
+    return True
+
+
+def register_rank(local_rank: int) -> None:
+    """Tell our launcher, if there is one, which process a rank is."""
+    if LAUNCHED in os.environ:
+        Path(os.environ[LAUNCHED], f"{local_rank}.pid").write_text(str(os.getpid()))
+
+
+def restarted() -> bool:
+    """Whether the launcher started this process again after a failure: then it is to resume."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _require_devices(processes: int, device: str) -> None:
+    if processes < 1:
+        raise UserError(f"{processes} processes cannot train: ask for 1 or more")
+    if device == "cuda":
+        import torch
+
+        there = torch.cuda.device_count()
+        if processes > there:
+            raise UserError(f"{processes} GPUs were asked for and this machine has {there}")
+
+
+def _config(processes: int, restarts: int, folder: Path) -> "LaunchConfig":
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=restarts,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+        signals_to_handle="SIGTERM,SIGINT",
+        shutdown_timeout=_GRACE,
+    )
+
+
+@contextmanager
+def _environment(processes: int, folder: str) -> Iterator[None]:
+    """What ranks are to find, and quiet from torch's launcher; all undone afterwards."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    wanted = {
+        LAUNCHED: folder,
+        # With the shared store, restarting in place recovered 2 of 9 runs on gloo; without, all.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    os.environ.update(wanted)
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for number, handler in handlers.items():
+            with suppress(ValueError):  # not the main thread
+                signal.signal(number, handler)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
+    """The error of the rank that failed first: a killed one, then a user's mistake, then others.
+
+    When a rank dies the others soon fail too, for want of it, so the order says who began.
+    """
+
+    def order(failure: "ProcessFailure") -> tuple[int, int]:
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        rank_of_cause = 0 if killed else {2: 1, LEFT_ALONE: 3}.get(failure.exitcode, 2)
+        return (rank_of_cause, failure.timestamp)
+
+    first = min(failures, key=order)
+    text = _message(first.error_file_data)
+    if first.exitcode == 2 and text:
+        return UserError(text)
+    if text and first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return StoppedBySignal(text, first.exitcode - 128)
+    where = f"rank {first.local_rank} of {processes} (process {first.pid})"
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        return RankError(f"{where} was killed by {name}; the run can go on with --resume")
+    return RankError(text or f"{where} failed with exit status {first.exitcode}")
+
+
+def _message(data: "dict[str, object]") -> str:
+    inner = data.get("message")
+    if isinstance(inner, dict):
+        inner = inner.get("message")
+    return inner if isinstance(inner, str) else ""
+
+
+def _interrupted(folder: Path, number: int) -> StoppedBySignal:
+    """What the ranks said when they had saved."""
+    for path in sorted(folder.glob("logs/**/error.json")):
+        with suppress(OSError, ValueError):
+            return StoppedBySignal(_message(json.loads(path.read_text(encoding="utf-8"))), number)
+    name = signal.Signals(number).name
+    return StoppedBySignal(f"stopped by {name}; the run can go on with --resume", number)
+
+
+def _kill_ranks(folder: Path) -> None:
+    for path in folder.glob("*.pid"):
+        with suppress(OSError, ValueError):
+            os.killpg(int(path.read_text()), signal.SIGKILL)
