@@ -1,0 +1,1 @@
+"""Tasks: a batch in, a StepOutput (loss, weight, metrics) out."""
