@@ -1,0 +1,158 @@
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from beit.data.decode import BadPicture, decode, read_bytes
+from oracles.picture_zoo import Specimen, bombs, grey, png, saved, scene, zoo
+
+
+@pytest.mark.parametrize("specimen", zoo(), ids=lambda one: one.name)
+def test_every_file_of_the_zoo_is_read_right_or_refused_by_name(specimen: Specimen) -> None:
+    if specimen.pixels is None:
+        with pytest.raises(BadPicture, match=specimen.reason or None) as refusal:
+            decode(specimen.data)
+        assert 0 < len(refusal.value.reason) < 140 and "\n" not in refusal.value.reason
+        return
+    image = decode(specimen.data)
+    assert image.mode == "RGB"
+    pixels = np.asarray(image).astype(int)
+    assert pixels.shape == specimen.pixels.shape
+    assert np.abs(pixels - specimen.pixels).max() <= specimen.tolerance
+
+
+def test_the_zoo_is_large() -> None:
+    names = [one.name for one in zoo() + bombs()]
+    assert len(names) == len(set(names)) >= 40
+
+
+@pytest.mark.parametrize(
+    "name", ["png-16", "tiff-16", "tiff-12", "pgm-16", "tiff-float", "tiff-32"]
+)
+def test_deep_greys_keep_their_levels(name: str) -> None:
+    data = next(one.data for one in zoo() if one.name == name)
+    assert len(np.unique(np.asarray(decode(data)))) >= 250
+
+
+def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """EXIF 2.3: where the first row and the first column of the stored picture belong."""
+    turned = stored.transpose(1, 0, 2)
+    return {
+        1: stored,  # top, left
+        2: stored[:, ::-1],  # top, right
+        3: stored[::-1, ::-1],  # bottom, right
+        4: stored[::-1],  # bottom, left
+        5: turned,  # left, top
+        6: turned[:, ::-1],  # right, top
+        7: turned[::-1, ::-1],  # right, bottom
+        8: turned[::-1],  # left, bottom
+    }[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_orientation_is_applied(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.fromarray(scene())
+    stored = np.asarray(decode(saved(image, kind)))
+    upright = np.asarray(decode(saved(image, kind, exif=exif)))
+    assert np.array_equal(upright, _upright(stored, orientation))
+
+
+def test_damaged_metadata_does_not_cost_the_picture() -> None:
+    data = saved(Image.fromarray(scene()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
+    assert np.array_equal(np.asarray(decode(data)), scene())
+
+
+@pytest.mark.parametrize("bomb", bombs(), ids=lambda one: one.name)
+def test_bombs_are_refused_before_they_go_off(bomb: Specimen) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadPicture, match="pixels|WEBP"):
+        decode(bomb.data)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 200 * 1024  # KiB
+
+
+def test_the_pixel_limit_is_a_limit_on_pixels() -> None:
+    data = saved(Image.new("RGB", (30, 20)), "PNG")
+    assert decode(data, pixel_limit=600).size == (30, 20)
+    with pytest.raises(BadPicture, match="30 x 20 pixels, more than 599"):
+        decode(data, pixel_limit=599)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_a_file_cut_anywhere_is_whole_or_refused(kind: str) -> None:
+    """Never a picture with a grey rest: what is accepted has every pixel."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise), kind)
+    whole = np.asarray(decode(data))
+    for length in np.linspace(1, len(data) - 1, 60).astype(int):
+        try:
+            image = decode(data[:length])
+        except BadPicture:
+            continue
+        assert np.array_equal(np.asarray(image), whole), f"{kind} cut at {length} of {len(data)}"
+
+
+def test_another_librarys_leniency_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    half = next(one.data for one in zoo() if one.name == "half-JPEG")
+    with pytest.raises(BadPicture, match="truncated"):
+        decode(half)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_flipped_bytes_never_raise_anything_else() -> None:
+    chance = np.random.default_rng(2)
+    for specimen in zoo():
+        for _ in range(6):
+            data = bytearray(specimen.data)
+            for place in chance.integers(0, max(1, len(data)), 3):
+                if data:
+                    data[place] = int(chance.integers(256))
+            try:
+                assert decode(bytes(data)).mode == "RGB"
+            except BadPicture:
+                continue
+
+
+def test_eps_never_calls_an_interpreter(tmp_path: Path) -> None:
+    marker = tmp_path / "called"
+    for name in ("gs", "gswin64c"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+        program.chmod(0o755)
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(saved(Image.fromarray(scene()), "EPS"))
+    program_text = (
+        "import sys; from beit.data.decode import *\n"
+        "try: decode(read_bytes(sys.argv[1].encode()))\n"
+        "except BadPicture as error: print(error.reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program_text, str(file)],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("not a readable") and not marker.exists()
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (("pipe.jpg", "regular"), ("gone.jpg", "No such"), ("", "regular|direc")):
+        with pytest.raises(BadPicture, match=reason):
+            read_bytes(os.fsencode(tmp_path / name))
+
+
+def test_a_16_bit_grey_png_of_one_value() -> None:
+    data = png(2, 1, 16, 0, b"\x00\x80\x00\x80\x00")
+    assert np.array_equal(np.asarray(decode(data)), grey(np.full((1, 2), 128, np.uint8)))
