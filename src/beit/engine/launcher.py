@@ -130,6 +130,8 @@ def _environment(processes: int, folder: str) -> Iterator[None]:
         LAUNCHED: folder,
         # With the shared store, restarting in place recovered 2 of 9 runs on gloo; without, all.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Torch's C++ side reports a missing rank on its own, before we can tell which it was.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }
     before = {name: os.environ.get(name) for name in wanted}

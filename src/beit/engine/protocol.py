@@ -86,10 +86,11 @@ class Batch(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found, and a reason to stop the run early if there is one."""
+    """What an evaluation found, a reason to stop the run early, and something to warn of."""
 
     metrics: dict[str, float]
     stop_reason: str | None = None
+    warning: str | None = None
 
 
 Batches = Callable[[int], Iterator[Any]]  # samples_seen -> this rank's micro-batches, endless

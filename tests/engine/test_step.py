@@ -1,0 +1,152 @@
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from engine_toy import SETTINGS, ToyTask, hooked, toy_batches
+from torch import nn
+
+from beit.engine.fit import fit
+from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.settings import FitSettings
+from beit.errors import UserError
+
+PLAIN = replace(SETTINGS, total_steps=6, evaluate_every=0)
+
+
+def trained(settings: FitSettings) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    task = ToyTask(chance=False)
+    result = fit(task, toy_batches(settings), settings)
+    return {k: v for k, v in task.state_dict().items() if k != "count"}, result.metrics
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_accumulation_changes_nothing(accumulate: int) -> None:
+    """Micro-batches weigh what they hold, though their weights differ."""
+    whole, numbers = trained(PLAIN)
+    parts, others = trained(replace(PLAIN, accumulate=accumulate))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+    root = numbers.pop("root")  # a mean of roots is another number
+    assert others.pop("root") != root
+    assert others == pytest.approx(numbers, rel=1e-5)
+
+
+def test_a_step_equals_the_obvious_one() -> None:
+    """One update by torch's own loss, clipping and AdamW."""
+    settings = replace(PLAIN, total_steps=1, warmup_steps=0, accumulate=4, clip=0.1, ema=None)
+    ours, numbers = trained(settings)
+    task = ToyTask(chance=False)
+    (batch,) = islice(toy_batches(replace(settings, accumulate=1))(0), 1)
+    loss = task(batch, StepContext(0, 0, 1, range(8))).loss
+    loss.backward()
+    parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    norm = nn.utils.clip_grad_norm_(parameters.values(), 0.1)
+    decayed = [parameters["net.3.weight"], parameters["table"]]
+    others = [p for p in parameters.values() if all(p is not d for d in decayed)]
+    groups = [
+        {"params": decayed, "weight_decay": 0.05},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=1e-2).step()
+    assert numbers["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert numbers["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_chance_is_a_function_of_seed_and_step() -> None:
+    settings = replace(SETTINGS, evaluate_every=0)
+    rows = []
+    for _ in range(2):
+        torch.manual_seed(int(torch.randint(1 << 30, ())))  # whatever the caller did
+        task = ToyTask()
+        rows.append(fit(task, toy_batches(settings), settings).metrics)
+    other = replace(settings, seed=6)
+    task = ToyTask()
+    assert rows[0] == rows[1]
+    assert fit(task, toy_batches(settings), other).metrics != rows[0]
+
+
+def test_leaves_the_callers_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    task = ToyTask()
+    torch.manual_seed(3)
+    fit(task, toy_batches(PLAIN), PLAIN)
+    assert torch.equal(torch.rand(2), expected)
+
+
+class Watching(ToyTask):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[StepContext, torch.dtype, bool]] = []
+
+    def forward(self, batch: object, context: StepContext) -> StepOutput:
+        dtype = self.net(torch.zeros(1, 4)).dtype
+        self.seen.append((context, dtype, self.training))
+        return super().forward(batch, context)  # type: ignore[arg-type]
+
+
+def test_context_precision_and_mode() -> None:
+    task = Watching()
+    task.eval()
+    settings = replace(PLAIN, total_steps=2, accumulate=2, precision="bfloat16")
+    fit(task, toy_batches(settings), settings)
+    assert [(c.step, c.rows) for c, _, _ in task.seen] == [
+        (0, range(4)),
+        (0, range(4, 8)),
+        (1, range(4)),
+        (1, range(4, 8)),
+    ]
+    assert all(c.total_steps == 2 and c.seed == 5 for c, _, _ in task.seen)
+    assert all(dtype == torch.bfloat16 and training for _, dtype, training in task.seen)
+
+
+def test_no_update_reaches_the_frozen() -> None:
+    task = ToyTask()
+    before = task.frozen.weight.clone()
+    result = fit(task, toy_batches(PLAIN), PLAIN)
+    assert torch.equal(task.frozen.weight, before)
+    assert result.average is not None and "frozen.weight" not in result.average
+
+
+def test_prepare_runs_without_gradients() -> None:
+    modes = []
+
+    def prepare(batch: object) -> object:
+        modes.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return batch
+
+    settings = replace(PLAIN, total_steps=1, precision="bfloat16")
+    fit(ToyTask(), toy_batches(settings), settings, prepare=prepare)
+    assert modes == [(False, False)]
+
+
+def test_learns() -> None:
+    settings = replace(PLAIN, total_steps=300, learning_rate=3e-2, clip=None)
+    task = ToyTask(chance=False)
+    first: list[float] = []
+
+    def hook(done: int) -> None:
+        if not first:
+            batch = next(toy_batches(settings)(0))
+            first.append(float(task(batch, StepContext(0, 0, 1, range(8))).loss))
+
+    result = fit(task, hooked(toy_batches(settings), settings, hook), settings)
+    assert result.metrics["loss"] < 0.05 * first[0]
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    settings = replace(PLAIN, accumulate=3)
+    with pytest.raises(UserError, match="multiple of 3"):
+        fit(ToyTask(), iter, settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("keep", 1), ("total_steps", 0), ("ema", 1.0), ("clip", 0.0)]
+)
+def test_settings_that_cannot_be_meant(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(SETTINGS, **{field: value})
