@@ -4,6 +4,7 @@ Legend: B images, (H, W) pixels, (h, w) grid of codes, K codes.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ def map_pixels(images: Tensor) -> Tensor:
 def unmap_pixels(mapped: Tensor) -> Tensor:
     """Undo `map_pixels`, clamped to [0, 1]."""
     return ((mapped - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)).clamp(0, 1)
+
+
+def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Autocast to `dtype`, or float32 for None; nothing to do on the meta device."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class ResidualBlock(nn.Module):
@@ -183,7 +191,7 @@ class DiscreteVAE(nn.Module):
         features = self.features(images)
         if self.config.head == "linear":
             return features
-        with torch.autocast(images.device.type, enabled=False):
+        with _precision(images.device, None):
             directions = functional.normalize(features, dim=1)
             codes = functional.normalize(self.code_vectors.float(), dim=1)
             weight = self.config.cosine_scale * codes[:, :, None, None]
@@ -202,7 +210,7 @@ class DiscreteVAE(nn.Module):
         Returns:
             (B, h, w) int64.
         """
-        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+        with _precision(images.device, dtype):
             return self.logits(images).argmax(1)
 
     def decode(self, weights: Tensor) -> Tensor:
