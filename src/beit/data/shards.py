@@ -59,27 +59,37 @@ def find_shards(root: bytes) -> list[bytes]:
     """
     if os.path.isfile(root):
         return [b""]
-    found, folders = _tars(root, b"")
-    for folder in folders:
-        within, deeper = _tars(root, folder + b"/")
-        if folder.lower() not in _SPLIT_NAMES or deeper or not within:
+    found: list[bytes] = []
+    folders = [b""]
+    while folders:
+        folder = folders.pop()
+        within = _tars(root, folder)
+        if within is None:
             return []
-        found += within
+        found += (name for name in within if not name.endswith(b"/"))
+        folders += (name for name in within if name.endswith(b"/"))
     return sorted(found)
 
 
-def _tars(root: bytes, relative: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The .tar files of a folder, and the names of what else could be read there."""
-    tars, others = [], []
+def _tars(root: bytes, relative: bytes) -> list[bytes] | None:
+    """The .tar files and the split folders (ending in a slash) of a folder.
+
+    None as soon as there is something else to read: the first entry of most folders of pictures.
+    """
+    found = []
     with os.scandir(os.path.join(root, relative)) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if entry.name.lower().endswith(b".tar"):
-                tars.append(relative + entry.name)
-            elif picture_suffix(entry.name) or entry.is_dir():
-                others.append(entry.name)
-    return tars, others
+            if entry.is_dir():
+                if relative or entry.name.lower() not in _SPLIT_NAMES:
+                    return None
+                found.append(entry.name + b"/")
+            elif entry.name.lower().endswith(b".tar"):
+                found.append(relative + entry.name)
+            elif picture_suffix(entry.name):
+                return None
+    return found
 
 
 def shard_index(root: bytes, shards: list[bytes], *, rescan: bool = False) -> Path:

@@ -2,35 +2,24 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.sources import Source
 
 
-@dataclass(frozen=True)
 class Subset:
     """The pictures of a source at some places, numbered anew in the order given."""
 
-    source: Source
-    places: Sequence[int]
-
-    @property
-    def name(self) -> str:
-        """Names the source and how many of its pictures these are."""
-        return f"{self.source.name} ({len(self.places)} of {len(self.source)} pictures)"
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the source and with the choice."""
-        places = ",".join(str(int(place)) for place in self.places)
-        return hashlib.sha256(f"{self.source.fingerprint} {places}".encode()).hexdigest()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The source's classes, chosen pictures or not."""
-        return self.source.classes
+    def __init__(self, source: Source, places: Sequence[int] | NDArray[np.int64]) -> None:
+        self.source = source
+        self.places = np.asarray(places, dtype=np.int64)
+        self.classes = source.classes
+        self.name = f"{source.name} ({len(self.places)} of {len(source)} pictures)"
+        digest = hashlib.sha256(source.fingerprint.encode() + self.places.tobytes())
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.places)
