@@ -69,6 +69,15 @@ def test_curves_survive_any_run(rows: list[dict[str, Any]]) -> None:
     assert ink(decode(figures.curves(rows, ["loss", "lr"]))) > 0.0005
 
 
+def test_the_warmup_is_shaded_until_the_rate_peaks() -> None:
+    page = decode(figures.curves(_rows(), ["loss"]))
+    left, right = page[100:450, 150:320], page[100:450, 1200:1900]
+    assert np.median(left) < 250, "most of the panel's left is shaded"
+    assert np.median(right) == 255
+    constant = [{**row, "lr": 1.0} for row in _rows()]
+    assert np.median(decode(figures.curves(constant, ["loss"]))[100:450, 150:320]) == 255
+
+
 def test_thinning_keeps_the_spike_and_the_order() -> None:
     values = np.zeros(10_000)
     values[7_777], values[3_333] = 50.0, -50.0
@@ -93,13 +102,13 @@ def test_codebook_use_tells_perplexity_and_share() -> None:
 def test_bars_draw_means_spreads_and_strange_names() -> None:
     page = decode(
         figures.bars(
-            ["2", "<b>$x_{</b>", "猫"],
-            ["scratch", "_hidden", "ours $\\frac{"],
+            ["2", "<b>$x_{$</b>", "猫"],
+            ["scratch", "_hidden", "ours $\\frac{$"],
             [[1.0, 2.0, 3.0], [4.0, 5.0, math.nan], [7.0, 8.0, 9.0]],
             [[0.1, 0.1, 0.1], [0.2, 0.2, math.nan], [0.0, 0.0, 0.0]],
-            title="Accuracy $ 猫",
+            title="Accuracy $x_{$ 猫",
             axis="accuracy, %",
-            emphasis="ours $\\frac{",
+            emphasis="ours $\\frac{$",
         )
     )
     assert has_colour(page, canvas.BLUE) and has_colour(page, canvas.GREYS[0])
