@@ -72,6 +72,17 @@ def test_reference_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocks / 1500 == pytest.approx(4.1, abs=0.15)
 
 
+def test_reference_blocks_are_smaller_than_the_grid() -> None:
+    """Tall blocks are likely here: four patches with an aspect ratio up to 3.3 on four rows."""
+    generator = np.random.default_rng(7)
+    heights = set()
+    for _ in range(500):
+        mask = np.zeros((4, 30), dtype=np.bool_)
+        beit.masking._reference_block(generator, mask, 4, 4)
+        heights.add(int(mask.any(1).sum()))
+    assert heights == {1, 2, 3}
+
+
 @pytest.mark.parametrize(("side", "cap", "smallest"), [(14, 75, 16), (12, 60, 6)])
 def test_reference_equals_the_slow_oracle_in_distribution(
     side: int, cap: int, smallest: int

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beit.nn.attention import Attention, attend, attention_probabilities
+from beit.nn.attention import Attention, _aligned, attend, attention_probabilities
 from oracles.oracle_attention import slow_attention
 
 
@@ -63,3 +63,11 @@ def test_bias_receives_a_gradient() -> None:
     bias.requires_grad_()
     attend(query, key, value, bias).square().sum().backward()  # type: ignore[no-untyped-call]
     assert bias.grad is not None and bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("tokens", [5, 8, 197])
+def test_aligned_bias_has_the_same_values_in_rows_of_multiples_of_eight(tokens: int) -> None:
+    bias = torch.randn(2, tokens, tokens)
+    aligned = _aligned(bias)
+    assert torch.equal(aligned, bias)
+    assert aligned.stride(-2) % 8 == 0 and aligned.stride(-2) - tokens < 8
