@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports point down, files stay small, nothing pickled, nothing foreign."""
+"""The house keeps its shape: imports point down, files stay small, nothing is pickled."""
 
 import ast
 import subprocess

@@ -96,7 +96,7 @@ def parser() -> Parser:
     pretrain.add_argument(
         "--tokenizer",
         metavar="T",
-        help="a trained tokenizer's run folder; without it one is trained first, into RUN/tokenizer",
+        help="run folder of a trained one; without it one is trained first, into RUN/tokenizer",
     )
     _data(commands)
     _recipes(commands)
@@ -202,7 +202,8 @@ def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(tokenizer_recipe(options.recipe), options.overrides, _flags(options))
     if _launched(options):
         return None
-    from beit.recipes.train import RunRequest, train_tokenizer
+    from beit.recipes.stage import RunRequest
+    from beit.recipes.train import train_tokenizer
 
     return train_tokenizer(recipe, RunRequest.from_options(options))
 
@@ -214,7 +215,8 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, _flags(options))
     if _launched(options):
         return None
-    from beit.recipes.train import RunRequest, pretrain
+    from beit.recipes.stage import RunRequest
+    from beit.recipes.train import pretrain
 
     return pretrain(recipe, RunRequest.from_options(options), options.tokenizer)
 

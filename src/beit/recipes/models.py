@@ -121,26 +121,26 @@ class TokenizerModelRecipe(Frozen):
     image_size: Size | None = Field(None, description="training view, pixels (height, width)")
     vocabulary: int | None = Field(None, gt=1, description="number of visual tokens")
     head: Literal["linear", "cosine"] | None = Field(None, description="how logits are made")
+    code_width: int | None = Field(None, gt=0, description="dimensions of the cosine head")
+    cosine_scale: float | None = Field(None, gt=0, description="bound of the cosine head's logits")
     likelihood: Literal["logit-laplace", "gaussian"] | None = Field(
         None, description="p(x|z): what a reconstruction is scored with"
     )
 
 
 class RelaxationRecipe(Frozen):
-    """The relaxed bound and its schedules, all shares of the run (facts of DALL-E, A.2)."""
+    """The relaxed bound and its schedules; shares are parts of the whole run."""
 
-    kl_weight: float = Field(
-        6.6, ge=0, description="weight on KL(q(z|x) || uniform), DALL-E's unit"
-    )
-    kl_warmup: float = Field(0.02, ge=0, le=1, description="share of the run to reach kl_weight")
-    balance_weight: float = Field(
+    kl_weight: float = Field(6.6, ge=0, description="weight on KL(q(z|x) || uniform); 1: the bound")
+    kl_warmup: float = Field(0.02, ge=0, le=1, description="share over which it rises from 0")
+    marginal_weight: float = Field(
         0.3, ge=0, description="extra weight on KL(mean posterior || uniform); not in the bound"
     )
-    temperature_start: float = Field(1.0, gt=0, description="Gumbel-softmax temperature, first")
-    temperature_end: float = Field(1 / 16, gt=0, description="Gumbel-softmax temperature, last")
-    temperature_hold: float = Field(0.1, ge=0, le=1, description="share of the run before cooling")
+    temperature: float = Field(1.0, gt=0, description="of the Gumbel-softmax, at first")
+    final_temperature: float = Field(1 / 16, gt=0, description="at the end of the run")
+    temperature_hold: float = Field(0.1, ge=0, le=1, description="share at the first temperature")
     straight_through: float = Field(
-        0.0, ge=0, le=1, description="last share of the run with hard samples, soft gradients"
+        0.0, ge=0, le=1, description="last share of the run with one-hot codes in the decoder"
     )
 
 

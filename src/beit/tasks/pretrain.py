@@ -8,10 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from beit.batch import ImageBatch, Masks
+from beit.batch import ImageBatch
 from beit.engine.protocol import StepContext, StepOutput
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.patches import patchify
+from beit.objectives.evidence_bound import code_perplexity
 from beit.objectives.masked import masked_pixel_loss, masked_token_loss
 from beit.tokenizer.protocol import Tokenizer
 
@@ -42,7 +43,9 @@ class VisualTokens:
     def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
         """Cross-entropy in nats a place; `code_perplexity` is that of the batch's targets."""
         loss, accuracy, total = masked_token_loss(prediction, target, weight)
-        perplexity = code_perplexity(target, weight, prediction.shape[-1])
+        counts = torch.zeros(prediction.shape[-1], device=target.device)
+        counts.scatter_add_(0, target.flatten(), weight.flatten())
+        perplexity = code_perplexity(counts)
         return StepOutput(loss, total, {"accuracy": accuracy, "code_perplexity": perplexity})
 
 
@@ -69,46 +72,32 @@ class PretrainTask(nn.Module):
     Args:
         model: Encoder and head; the whole of what is trained and saved.
         target: Visual tokens, or pixels. A tokenizer inside it is frozen and not part of the state.
-        places: "masked" scores masked places (the paper); "all" every place (its ablation).
+
+    Which places are scored is the masks' affair: their list names masked places (the paper) or
+    every place (its ablations).
     """
 
-    def __init__(self, model: MaskedImageModel, target: Target, places: str = "masked") -> None:
+    def __init__(self, model: MaskedImageModel, target: Target) -> None:
         super().__init__()
         self.model = model
         self.target = target
-        self.places = places
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Predict the targets of masked patches and score them."""
         assert batch.patch_view is not None and batch.masks is not None
-        masks = batch.masks if self.places == "masked" else everywhere(batch.masks)
-        target = self.target.of(batch)  # (B, N, ...)
-        prediction = self.model(batch.patch_view, masks, self._path_draws(batch, context))
-        return self.target.loss(prediction, masks.gather(target), masks.weight)
+        target = batch.masks.gather(self.target.of(batch))  # (B, M, ...)
+        draws = self._path_draws(batch.patch_view.device, context)
+        prediction: Tensor = self.model(batch.patch_view, batch.masks, draws)
+        return self.target.loss(prediction, target, batch.masks.weight)
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S] are not decayed; the mask embedding and bias tables are."""
         names = self.model.encoder.undecayed_parameters()
         return frozenset(f"model.encoder.{name}" for name in names)
 
-    def _path_draws(self, batch: ImageBatch, context: StepContext) -> Tensor | None:
+    def _path_draws(self, device: torch.device, context: StepContext) -> Tensor | None:
+        """Stochastic depth by sample: the same on any number of ranks."""
         config = self.model.encoder.config
         if not self.training or config.drop_path == 0.0:
             return None
-        assert batch.patch_view is not None
-        return context.uniform(2 * config.depth, "stochastic depth", batch.patch_view.device)
-
-
-def everywhere(masks: Masks) -> Masks:
-    """The same masked input, but every place listed: recover all tokens, masked or not."""
-    count, places = masks.grid.shape[0], masks.grid[0].numel()
-    index = torch.arange(places, device=masks.grid.device).expand(count, places)
-    return Masks(masks.grid, index, torch.ones_like(index, dtype=torch.float32))
-
-
-def code_perplexity(codes: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
-    """exp of the entropy of the codes met in a batch: (B, M) codes, (B, M) weights -> 0-d."""
-    counts = torch.zeros(vocabulary, device=codes.device, dtype=torch.float32)
-    counts = counts.scatter_add(0, codes.flatten(), weight.flatten().float())
-    shares = counts / counts.sum().clamp_min(1.0)
-    return torch.special.entr(shares).sum().exp()
+        return context.uniform(2 * config.depth, "stochastic depth", device)

@@ -1,0 +1,193 @@
+"""From recipe values to objects: the one place where things are put together."""
+
+import os
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from beit.data.draws import MaskPlan
+from beit.data.loader import LoaderSettings
+from beit.data.views import ViewSettings
+from beit.engine.distribution import World
+from beit.engine.settings import FitSettings
+from beit.errors import UserError
+from beit.nn.encoder import Encoder, EncoderConfig
+from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.presets import encoder_config
+from beit.recipes.models import (
+    DataRecipe,
+    EncoderRecipe,
+    EngineRecipe,
+    OptimRecipe,
+    PretrainRecipe,
+    TokenizerModelRecipe,
+    TokenizerRecipe,
+    ViewRecipe,
+)
+from beit.tasks.pretrain import Pixels, PretrainTask, VisualTokens
+from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
+from beit.tokenizer.config import DiscreteVAEConfig
+from beit.tokenizer.dvae import DiscreteVAE
+from beit.tokenizer.presets import PRESETS
+
+Precision = Literal["float32", "bfloat16"]
+INITIALISATION_STREAM = 0x5EED  # keeps the draw of weights apart from the draws of steps
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return device
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """bfloat16 where the hardware multiplies it faster, float32 elsewhere."""
+    if asked == "float32":
+        return "float32"
+    if asked == "bfloat16":
+        return "bfloat16"
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if supported() else "float32"
+
+
+def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
+    """Loader processes a rank: one core stays with the step, at most 16.
+
+    On a CPU the step itself uses every core, so one worker is enough to overlap decoding.
+    """
+    if data.workers is not None:
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device.type == "cpu":
+        return 1 if (cores or 1) > 1 else 0
+    return max(1, min(16, (cores or 1) // ranks - 1))
+
+
+def tokenizer_config(recipe: TokenizerModelRecipe) -> DiscreteVAEConfig:
+    """The discrete VAE's architecture."""
+    explicit = recipe.model_dump(exclude={"preset"}, exclude_none=True)
+    return replace(PRESETS[recipe.preset], **explicit)
+
+
+def encoder_config_of(recipe: EncoderRecipe) -> EncoderConfig:
+    """The Transformer's architecture."""
+    same = ("drop_path", "dropout", "checkpointing")
+    explicit = {**recipe.explicit, **{name: getattr(recipe, name) for name in same}}
+    return encoder_config(
+        recipe.size, recipe.preset, recipe.image_size, recipe.patch_size, **explicit
+    )
+
+
+def tokenize_task(recipe: TokenizerRecipe) -> TokenizeTask:
+    """A discrete VAE with freshly drawn weights, and what it is trained on."""
+    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
+    model = DiscreteVAE(tokenizer_config(recipe.model))
+    return TokenizeTask(model, TokenizeSettings(**recipe.relaxation.model_dump()))
+
+
+def masked_image_model(recipe: PretrainRecipe, vocabulary: int) -> MaskedImageModel:
+    """Encoder and head with freshly drawn weights.
+
+    Args:
+        recipe: The recipe.
+        vocabulary: Codes of the tokenizer; not used when pixels are the target.
+    """
+    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
+    config = encoder_config_of(recipe.encoder)
+    if recipe.objective.target == "pixels":
+        return MaskedImageModel(Encoder(config), MaskedPixelHead(config.width, config.patch_values))
+    return MaskedImageModel(Encoder(config), MaskedTokenHead(config.width, vocabulary))
+
+
+def pretrain_task(recipe: PretrainRecipe, tokenizer: DiscreteVAE | None) -> PretrainTask:
+    """The model of a recipe and its target; the tokenizer is frozen and may be shared."""
+    if recipe.objective.target == "pixels":
+        target: Pixels | VisualTokens = Pixels(recipe.encoder.patch_size)
+        return PretrainTask(masked_image_model(recipe, 0), target)
+    assert tokenizer is not None, "visual tokens need a tokenizer"
+    model = masked_image_model(recipe, tokenizer.vocabulary)
+    return PretrainTask(model, VisualTokens(tokenizer))
+
+
+def mask_plan(recipe: PretrainRecipe) -> MaskPlan:
+    """What is drawn for each sample's mask, and which places the loss reads."""
+    masking = recipe.masking
+    return MaskPlan(
+        grid=encoder_config_of(recipe.encoder).grid,
+        name=masking.kind,
+        ratio=masking.ratio,
+        count=masking.count,
+        minimum_block=masking.minimum_block,
+        exact=masking.exact,
+        recover=recipe.objective.places,
+    )
+
+
+def view_settings(
+    recipe: ViewRecipe,
+    *,
+    patch_view: tuple[int, int] | None = None,
+    token_view: tuple[int, int] | None = None,
+    random: bool = True,
+) -> ViewSettings:
+    """How pictures become views; without `random` they are centre crops."""
+    return ViewSettings(
+        patch_view=patch_view, token_view=token_view, random=random, **recipe.model_dump()
+    )
+
+
+def loader_settings(
+    recipe: TokenizerRecipe | PretrainRecipe, world: World, device: torch.device
+) -> LoaderSettings:
+    """How batches are cut up over ranks and micro-batches, and fetched."""
+    return LoaderSettings(
+        batch_size=recipe.optim.batch,
+        seed=recipe.engine.seed,
+        ranks=world.size,
+        rank=world.rank,
+        accumulation=recipe.optim.accumulate,
+        workers=choose_workers(recipe.data, device, world.size),
+        timeout=recipe.data.timeout,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def fit_settings(
+    optim: OptimRecipe, engine: EngineRecipe, pictures: int, device: torch.device
+) -> FitSettings:
+    """The engine's numbers for a run over so many pictures."""
+    total = optim.total_steps(pictures)
+    an_epoch = max(1, round(pictures / optim.batch))
+    return FitSettings(
+        total_steps=total,
+        global_batch=optim.batch,
+        accumulate=optim.accumulate,
+        seed=engine.seed,
+        learning_rate=optim.scaled_lr,
+        minimum_rate=optim.scaled_min_lr,
+        warmup_steps=optim.warmup(pictures),
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        eps=optim.eps,
+        clip=optim.clip,
+        ema=optim.ema,
+        precision=choose_precision(engine.precision, device),
+        compile=engine.compile,
+        device=device.type,
+        log_every=engine.log_every,
+        save_every=engine.save_every,
+        keep=engine.keep,
+        evaluate_every=min(total, engine.evaluate_every or an_epoch),
+        epoch_size=pictures,
+    )

@@ -1,0 +1,188 @@
+"""`beit demo`: the whole story on scikit-learn's digits, or half of it on anybody's pictures."""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from beit.batch import ImageBatch
+from beit.data.augment import prepare
+from beit.data.loader import LoaderSettings, training_batches
+from beit.data.sources import Source, open_source
+from beit.data.subset import Subset
+from beit.data.views import ViewSettings
+from beit.engine.files import atomic_write_text
+from beit.engine.fit import fit
+from beit.engine.settings import FitSettings
+from beit.evaluation.few_labels import draw_labels, logistic_regression_accuracy
+from beit.evaluation.neighbours import Features, mean_pooled_features
+from beit.nn.encoder import Encoder
+from beit.nn.heads import ClassifierHead
+from beit.recipes.build import masked_image_model
+from beit.recipes.models import PretrainRecipe
+from beit.recipes.named import pretrain_recipe
+from beit.recipes.overrides import replace
+from beit.recipes.reporting import few_label_table, write_report
+from beit.recipes.saved_models import load_masked_image_model
+from beit.recipes.stage import RunRequest, prepared_batches
+from beit.recipes.train import pretrain
+from beit.report.tables import text_table
+from beit.tasks.classify import ClassifyTask
+
+LABELS_A_CLASS = (2, 5, 20)
+DRAWS = 5
+METHODS = ("from scratch", "pre-trained", "logistic, pixels", "logistic, features")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a few labels are learned; the same for both encoders, whatever they start from."""
+
+    steps: int = 150
+    batch: int = 32
+    learning_rate: float = 1e-3
+    layer_decay: float = 0.75
+    scale: tuple[float, float] = (0.8, 1.0)
+
+
+def demo(data: str, out: Path, *, seed: int = 0, resume: bool = False) -> dict[str, Any]:
+    """Run the demo and return what it found.
+
+    Args:
+        data: "digits" for the whole story; any other source for tokenizer and pre-training with the
+            `tiny` recipe, since nothing is known of its labels.
+        out: The run folder.
+        seed: The key of every draw.
+        resume: Go on with the demo in `out`.
+    """
+    started = time.monotonic()
+    whole_story = data == "digits"
+    recipe = pretrain_recipe("digits" if whole_story else "tiny")
+    recipe = replace(recipe, {"engine.seed": seed, "tokenizer.engine.seed": seed})
+    _say(f"training a tokenizer, then pre-training recipe {recipe.name!r} on {data}, no labels")
+    result = pretrain(recipe, RunRequest(data, out, resume=resume))
+    if whole_story:
+        result["few_labels"] = few_labels(recipe, out, seed)
+        atomic_write_text(out / "few_labels.json", json.dumps(result["few_labels"], indent=2))
+    page = write_report(out)
+    result |= {"report": str(page), "seconds": round(time.monotonic() - started, 1)}
+    if whole_story:
+        print(text_table(few_label_table(result["few_labels"])))
+    print(f"\nreport: {page} ({result['seconds']:.0f} s in all)")
+    return result
+
+
+def few_labels(recipe: PretrainRecipe, run: Path, seed: int) -> dict[str, Any]:
+    """Accuracy on held-out scans with few labels, over several draws of the labels.
+
+    Returns:
+        For each number of labels a class, each method's accuracies (a share) over the draws.
+    """
+    torch.manual_seed(seed)
+    comparison = _Comparison(recipe, load_masked_image_model(run).encoder, seed)
+    found: dict[str, Any] = {}
+    for per_class in LABELS_A_CLASS:
+        _say(f"learning from {per_class} labels a class, {DRAWS} draws")
+        draws = [comparison.draw(per_class, draw) for draw in range(DRAWS)]
+        found[str(per_class)] = {m: [draw[m] for draw in draws] for m in METHODS}
+    return found
+
+
+class _Comparison:
+    """The four ways to learn from a draw of labels, on the same pictures."""
+
+    def __init__(self, recipe: PretrainRecipe, trained: Encoder, seed: int) -> None:
+        self.seed = seed
+        self.recipe = recipe
+        self.settings = FineTuning()
+        self.trained = trained
+        self.fresh = masked_image_model(recipe, vocabulary=2).encoder
+        self.train, self.test = open_source("digits", "train"), open_source("digits", "val")
+        self.labels = np.array([self.train.label(i) for i in range(len(self.train))])
+        self.test_labels = np.array([self.test.label(i) for i in range(len(self.test))])
+        self.pixels = _pixels(self.train), _pixels(self.test)
+        self.features = self._features(self.train), self._features(self.test)
+
+    def draw(self, per_class: int, draw: int) -> dict[str, float]:
+        """One draw of labels, learned in each way: accuracy on the held-out scans."""
+        places = draw_labels(self.labels, per_class, self.seed, draw)
+        return {
+            "from scratch": self._fine_tuned(self.fresh, places, draw),
+            "pre-trained": self._fine_tuned(self.trained, places, draw),
+            "logistic, pixels": self._logistic(self.pixels, places),
+            "logistic, features": self._logistic(self.features, places),
+        }
+
+    def _logistic(
+        self, data: tuple[NDArray[np.float64], NDArray[np.float64]], places: NDArray[np.int64]
+    ) -> float:
+        train, test = data
+        return logistic_regression_accuracy(
+            train[places], self.labels[places], test, self.test_labels
+        )
+
+    def _fine_tuned(self, start: Encoder, places: NDArray[np.int64], draw: int) -> float:
+        torch.manual_seed(self.seed + draw)
+        encoder = copy.deepcopy(start)
+        head = ClassifierHead(encoder.config.width, len(self.train.classes))
+        task = ClassifyTask(encoder, head, layer_decay=self.settings.layer_decay)
+        settings = self.settings
+        fit(
+            task,
+            self._batches(Subset(self.train, places), draw),
+            FitSettings(
+                total_steps=settings.steps,
+                global_batch=settings.batch,
+                learning_rate=settings.learning_rate,
+                warmup_steps=settings.steps // 10,
+                clip=3.0,
+                seed=self.seed + draw,
+                log_every=settings.steps,
+            ),
+            prepare=prepare,
+        )
+        return self._accuracy(task)
+
+    def _batches(self, source: Source, draw: int) -> Callable[[int], Iterator[ImageBatch]]:
+        size = self.recipe.encoder.image_size
+        views = ViewSettings(patch_view=size, scale=self.settings.scale, jitter=0.0, flip=False)
+        loader = LoaderSettings(self.settings.batch, seed=self.seed + draw)
+        return lambda seen: training_batches(source, views, None, loader, seen)
+
+    def _evaluation(self, source: Source) -> Iterator[ImageBatch]:
+        size = self.recipe.encoder.image_size
+        views = ViewSettings(patch_view=size, random=False, centre_share=1.0)
+        return prepared_batches(source, views, None, 500, torch.device("cpu"))
+
+    @torch.inference_mode()
+    def _accuracy(self, task: ClassifyTask) -> float:
+        task.eval()
+        right = 0
+        for batch in self._evaluation(self.test):
+            assert batch.patch_view is not None and batch.label is not None
+            right += int((task.logits(batch.patch_view).argmax(-1) == batch.label).sum())
+        return right / len(self.test)
+
+    def _features(self, source: Source) -> NDArray[np.float64]:
+        last = self.trained.config.depth - 1
+        found: dict[int, Features] = mean_pooled_features(
+            self.trained, self._evaluation(source), torch.device("cpu"), [last]
+        )
+        return found[last].features.double().numpy()
+
+
+def _pixels(source: Source) -> NDArray[np.float64]:
+    """The scans themselves, 64 grey values each."""
+    return np.stack([np.asarray(source.read(i))[..., 0].ravel() for i in range(len(source))]) / 255
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,171 @@
+"""The pictures and tables of a report that need a model: computed here, drawn by `beit.report`.
+
+Legend: B pictures, (h, w) patch grid, N = h * w patches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit.batch import ImageBatch
+from beit.data.augment import MEAN, STD
+from beit.data.draws import MaskPlan
+from beit.data.sources import Source
+from beit.data.subset import Subset
+from beit.data.views import ViewSettings
+from beit.evaluation.neighbours import mean_pooled_features, neighbour_accuracy
+from beit.nn.encoder import Encoder
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.objectives.evidence_bound import code_counts
+from beit.recipes.build import mask_plan, masked_image_model
+from beit.recipes.models import PretrainRecipe
+from beit.recipes.stage import prepared_batches
+from beit.recipes.train import token_view_size
+from beit.report.figures import codebook_use
+from beit.report.page import Figure
+from beit.report.pictures import masked_page, paint_masks, reconstruction_page
+from beit.report.tables import Table
+from beit.tokenizer.dvae import DiscreteVAE
+
+SHOWN = 12
+BATCH = 100
+MOST_COUNTED = 5_000  # pictures; more do not change the curve of use
+NEIGHBOURS = 20
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of a report come from."""
+
+    source: Source
+    device: torch.device
+
+    def batches(self, views: ViewSettings, masks: MaskPlan | None = None) -> Iterator[ImageBatch]:
+        """Centre crops, without draws."""
+        few = Subset(self.source, range(min(len(self.source), MOST_COUNTED)))
+        return prepared_batches(few, views, masks, BATCH, self.device)
+
+    def some(self, views: ViewSettings, masks: MaskPlan | None = None) -> ImageBatch:
+        """A few pictures spread evenly over the source."""
+        count = min(SHOWN, len(self.source))
+        places = [round(i * (len(self.source) - 1) / max(1, count - 1)) for i in range(count)]
+        chosen = Subset(self.source, places)
+        return next(prepared_batches(chosen, views, masks, count, self.device))
+
+
+def _token_views(model: DiscreteVAE) -> ViewSettings:
+    return ViewSettings(token_view=model.image_size, random=False)
+
+
+@torch.inference_mode()
+def reconstruction_figure(model: DiscreteVAE, pictures: Pictures) -> Figure:
+    """Pictures above what their hard codes give back."""
+    originals = pictures.some(_token_views(model)).token_view
+    assert originals is not None
+    rebuilt = model.reconstruct(originals)
+    page = reconstruction_page(_rows(originals), _rows(rebuilt))
+    places = f"{model.grid[0]} x {model.grid[1]} codes of {model.vocabulary}"
+    return Figure(page, f"Rebuilt from {places}.", "Originals above their reconstructions")
+
+
+@torch.inference_mode()
+def codebook_figure(model: DiscreteVAE, pictures: Pictures) -> Figure:
+    """How often each code is used."""
+    counts = torch.zeros(model.vocabulary)
+    for batch in pictures.batches(_token_views(model)):
+        assert batch.token_view is not None
+        counts += code_counts(model.codes(batch.token_view), model.vocabulary).cpu()
+    return Figure(codebook_use(counts.numpy()), "", "Use of each code, sorted")
+
+
+@torch.inference_mode()
+def masked_figure(
+    recipe: PretrainRecipe, model: MaskedImageModel, tokenizer: DiscreteVAE, pictures: Pictures
+) -> Figure:
+    """Masked pictures and what the model fills in."""
+    grid = model.encoder.config.grid
+    views = ViewSettings(
+        patch_view=recipe.encoder.image_size,
+        token_view=token_view_size(tokenizer, grid),
+        random=False,
+    )
+    batch = pictures.some(views, mask_plan(recipe))
+    assert batch.patch_view is not None and batch.token_view is not None and batch.masks is not None
+    codes = tokenizer.codes(batch.token_view)  # (B, h, w)
+    filled = fill_in(model, batch, codes)
+    originals = _rows(_unnormalised(batch.patch_view))
+    page = masked_page(
+        originals,
+        paint_masks(originals, batch.masks.grid.cpu().numpy()),
+        _rows(_decoded(tokenizer, filled)),
+        _rows(_decoded(tokenizer, codes)),
+    )
+    caption = "The last column is the best that any prediction could look like."
+    return Figure(page, caption, "Masked pictures and predictions")
+
+
+def fill_in(model: MaskedImageModel, batch: ImageBatch, codes: Tensor) -> Tensor:
+    """The (B, h, w) codes with the most likely ones at masked places."""
+    assert batch.patch_view is not None and batch.masks is not None
+    masks = batch.masks
+    predicted = model(batch.patch_view, masks).argmax(-1)  # (B, M)
+    flat, real = codes.flatten(1), masks.weight > 0
+    rows = torch.arange(len(flat), device=flat.device)[:, None].expand_as(masks.index)
+    filled = flat.clone()
+    filled[rows[real], masks.index[real]] = predicted[real]
+    return torch.where(masks.grid.flatten(1), filled, flat).view_as(codes)
+
+
+def neighbour_table(
+    recipe: PretrainRecipe, model: MaskedImageModel, train: Source, validation: Source
+) -> Table:
+    """Nearest-neighbour accuracy by layer, trained against untrained."""
+    untrained = masked_image_model(recipe, vocabulary=2).encoder
+    depth = model.encoder.config.depth
+    layers = sorted({round((depth - 1) * part / 3) for part in (0, 1, 2, 3)})
+    columns = [
+        _neighbour_accuracies(recipe, encoder, train, validation, layers)
+        for encoder in (model.encoder, untrained)
+    ]
+    rows = [
+        [f"{layer + 1} of {depth}", f"{columns[0][layer]:.1%}", f"{columns[1][layer]:.1%}"]
+        for layer in layers
+    ]
+    caption = f"{NEIGHBOURS} nearest neighbours, {len(train)} training, {len(validation)} other"
+    return Table(["features after block", "pre-trained", "untrained"], rows, caption)
+
+
+def _neighbour_accuracies(
+    recipe: PretrainRecipe, encoder: Encoder, train: Source, other: Source, layers: list[int]
+) -> dict[int, float]:
+    views = ViewSettings(patch_view=recipe.encoder.image_size, random=False)
+    device = torch.device("cpu")
+    known, asked = (
+        mean_pooled_features(
+            encoder, prepared_batches(source, views, None, BATCH, device), device, layers
+        )
+        for source in (train, other)
+    )
+    count = min(NEIGHBOURS, len(train))
+    return {
+        layer: neighbour_accuracy(known[layer], asked[layer], [count])[count] for layer in layers
+    }
+
+
+def _decoded(tokenizer: DiscreteVAE, codes: Tensor) -> Tensor:
+    return tokenizer.mean_pixels(tokenizer.decode_codes(codes))
+
+
+def _unnormalised(images: Tensor) -> Tensor:
+    mean, deviation = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
+    return (images * deviation + mean).clamp(0, 1)
+
+
+def _rows(images: Tensor) -> NDArray[np.float32]:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) on the host."""
+    rows: NDArray[np.float32] = images.float().permute(0, 2, 3, 1).cpu().numpy()
+    return rows

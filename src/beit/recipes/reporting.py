@@ -1,0 +1,258 @@
+"""The report of a run: what its folder holds, gathered and handed to `beit.report`.
+
+A run that is still under way, or was broken off, has a report too: what is not there is left out.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from beit.data.sources import Source, open_source
+from beit.errors import UserError
+from beit.evaluation.few_labels import spread
+from beit.recipes.figures import (
+    Pictures,
+    codebook_figure,
+    masked_figure,
+    neighbour_table,
+    reconstruction_figure,
+)
+from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.overrides import validated
+from beit.recipes.saved_models import load_masked_image_model
+from beit.recipes.train import load_tokenizer
+from beit.report.figures import curves
+from beit.report.metrics import Row, latest, read_metrics
+from beit.report.page import Figure, RunReport, Section, write
+from beit.report.tables import Table, spread_cell
+
+TOKENIZER_CURVES = ("loss", "mse", "perplexity", "kl", "kl_marginal", "temperature")
+PRETRAIN_CURVES = ("loss", "accuracy", "lr", "gradient_norm")
+
+
+def write_report(run: Path, data: str | None = None) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Args:
+        run: The run folder of a tokenizer or of a pre-training.
+        data: Pictures to show; those the run was trained on (its validation part) by default.
+
+    Raises:
+        UserError: It is no run folder, or `data` cannot be opened.
+    """
+    found = _Run(run, data)
+    sections = _pretrain_sections(found) if found.is_pretraining else _tokenizer_sections(found)
+    what = "Pre-training" if found.is_pretraining else "Tokenizer"
+    report = RunReport(
+        title=f"{what} run: {run.absolute().name}",
+        subtitle=f"recipe {found.recipe.name}, pictures from {found.data}",
+        summary=_summary(found),
+        sections=sections,
+        recipe=found.recipe_text,
+        footnotes=found.notes,
+    )
+    page = run / "report.html"
+    write(report, page)
+    return page
+
+
+@dataclass
+class _Run:
+    """A run folder as it is read for the report."""
+
+    path: Path
+    asked_data: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.path / "recipe.yaml").is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no recipe.yaml")
+        self.notes: list[str] = []
+
+    @cached_property
+    def recipe_text(self) -> str:
+        return (self.path / "recipe.yaml").read_text(encoding="utf-8")
+
+    @cached_property
+    def recipe(self) -> TokenizerRecipe | PretrainRecipe:
+        tree = yaml.safe_load(self.recipe_text)
+        if not isinstance(tree, Mapping):
+            raise UserError(f"{self.path / 'recipe.yaml'} is not a recipe")
+        origin = f"{self.path / 'recipe.yaml'}: "
+        if "encoder" in tree:
+            return validated(PretrainRecipe, tree, origin)
+        return validated(TokenizerRecipe, tree, origin)
+
+    @property
+    def is_pretraining(self) -> bool:
+        return isinstance(self.recipe, PretrainRecipe)
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        file = self.path / "metrics.jsonl"
+        return read_metrics(file) if file.is_file() else []
+
+    @cached_property
+    def data(self) -> str:
+        if self.asked_data:
+            return self.asked_data
+        file = self.path / "source.json"
+        if not file.is_file():
+            return "unknown"
+        return str(json.loads(file.read_text(encoding="utf-8"))["data"])
+
+    @cached_property
+    def source(self) -> Source | None:
+        """Pictures to show: the validation part, or the training part when there is no other."""
+        try:
+            source = open_source(self.data, "val")
+            return source if len(source) else open_source(self.data, "train")
+        except UserError as error:
+            if self.asked_data:
+                raise
+            self.notes.append(f"Without pictures: {error}. Give them with --data.")
+            return None
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+
+def _summary(run: _Run) -> list[tuple[str, str]]:
+    rows = run.metrics
+    wanted = {
+        "steps": ("step", "train", "{:.0f}"),
+        "pictures seen": ("samples_seen", "train", "{:,.0f}"),
+        "masked-token accuracy": ("accuracy", "val", "{:.1%}"),
+        "most frequent code": ("most_frequent_accuracy", "val", "{:.1%}"),
+        "copy the neighbour": ("neighbour_copy_accuracy", "val", "{:.1%}"),
+        "bits saved a patch": ("bits_saved", "val", "{:.2f}"),
+        "code perplexity": ("perplexity", "val", "{:.0f}"),
+        "codes used": ("used_share", "val", "{:.1%}"),
+        "reconstruction error": ("mse_hard", "val", "{:.4f}"),
+        "evidence bound, bits/dim": ("bits_per_dimension", "val", "{:.2f}"),
+    }
+    found = [
+        (name, form.format(value))
+        for name, (key, split, form) in wanted.items()
+        if (value := latest(rows, key, split)) is not None
+    ]
+    return found if run.finished else [*found, ("state", "not finished")]
+
+
+def _tokenizer_sections(run: _Run) -> list[Section]:
+    sections = [
+        Section(
+            "Training the tokenizer",
+            [
+                "The discrete VAE's loss, its reconstruction error, and how evenly it uses its "
+                "codes. Points are measured over the whole validation set, on hard codes."
+            ],
+            [Figure(curves(run.metrics, TOKENIZER_CURVES), "", "Curves of the tokenizer's run")],
+        )
+    ]
+    if run.finished and run.source is not None:
+        model = load_tokenizer(run.path)
+        pictures = Pictures(run.source, torch.device("cpu"))
+        sections += [
+            Section(
+                "Reconstructions",
+                ["Pictures that were not trained on, and what their codes alone give back."],
+                [reconstruction_figure(model, pictures)],
+            ),
+            Section(
+                "Codebook use",
+                ["How often each code occurs over the validation set, most used first."],
+                [codebook_figure(model, pictures)],
+            ),
+        ]
+    return sections
+
+
+def _pretrain_sections(run: _Run) -> list[Section]:
+    figure = Figure(curves(run.metrics, PRETRAIN_CURVES), "", "Curves of the pre-training run")
+    text = "A low accuracy is normal: many codes fit a masked place. Compare it with the baselines."
+    sections = [Section("Pre-training", [text], [figure], list(_baselines(run)))]
+    if run.finished and run.source is not None:
+        sections += _model_sections(run, run.source)
+    sections += _few_labels(run)
+    if (run.path / "tokenizer" / "recipe.yaml").is_file():
+        tokenizer = _Run(run.path / "tokenizer", run.data if run.source is not None else None)
+        sections += _tokenizer_sections(tokenizer)
+        run.notes += tokenizer.notes
+    return sections
+
+
+def _baselines(run: _Run) -> Iterator[Table]:
+    rows = run.metrics
+    names = {
+        "model": ("accuracy", "loss"),
+        "most frequent code": ("most_frequent_accuracy", "constant_loss"),
+        "copy the nearest visible patch": ("neighbour_copy_accuracy", ""),
+    }
+    cells = []
+    for name, (accuracy, loss) in names.items():
+        right, nats = latest(rows, accuracy, "val"), latest(rows, loss, "val")
+        if right is None:
+            return
+        cells.append([name, f"{right:.1%}", "–" if nats is None else f"{nats:.3f}"])
+    yield Table(
+        ["prediction of masked places", "accuracy", "loss, nats"],
+        cells,
+        "The whole validation set, at the last evaluation",
+    )
+
+
+def _model_sections(run: _Run, source: Source) -> list[Section]:
+    recipe = run.recipe
+    assert isinstance(recipe, PretrainRecipe)
+    pictures, sections = Pictures(source, torch.device("cpu")), []
+    model = load_masked_image_model(run.path)
+    if recipe.objective.target == "tokens" and (run.path / "tokenizer" / "config.json").is_file():
+        tokenizer = load_tokenizer(run.path / "tokenizer")
+        text = "At masked places the most likely code is taken and decoded; the rest is given."
+        figure = masked_figure(recipe, model, tokenizer, pictures)
+        sections.append(Section("What the model fills in", [text], [figure]))
+    if source.classes and run.asked_data in (None, run.data):
+        table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
+        text = (
+            "Nobody has told the model a class: each validation picture is given the class of the "
+            "most similar training pictures, by frozen features (weighted, k = 20)."
+        )
+        sections.append(Section("Frozen features", [text], [], [table]))
+    return sections
+
+
+def _few_labels(run: _Run) -> list[Section]:
+    file = run.path / "few_labels.json"
+    if not file.is_file():
+        return []
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        Section(
+            "Learning from few labels",
+            ["Every method learns from the same draws and is tested on held-out pictures."],
+            [],
+            [few_label_table(found)],
+        )
+    ]
+
+
+def few_label_table(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
+    """The accuracies of `beit demo` in percent, mean and standard deviation over draws."""
+    methods = list(next(iter(found.values())))
+    rows = []
+    for method in methods:
+        spreads = [spread(values[method]) for values in found.values()]
+        rows.append([method, *(spread_cell(s.mean, s.deviation, scale=100) for s in spreads)])
+    draws = len(next(iter(found.values()))[methods[0]])
+    return Table(
+        ["accuracy, %", *(f"{count} a class" for count in found)],
+        rows,
+        f"Held-out pictures, {draws} draws of the labels: mean ± standard deviation",
+    )

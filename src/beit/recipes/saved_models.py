@@ -1,0 +1,132 @@
+"""Models in files: a folder with `model.safetensors` and a `config.json` that says what they are.
+
+Nothing in either file is executed. A tokenizer is told from a masked-image model by its config.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from beit.engine.files import atomic_write_bytes, atomic_write_text
+from beit.errors import UserError
+from beit.nn.encoder import Encoder, EncoderConfig
+from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.tokenizer.dvae import DiscreteVAE
+from beit.tokenizer.storage import load as load_tokenizer
+
+KIND = "masked-image-model"
+_TUPLES = ("image_size", "patch_size")
+
+
+def save_masked_image_model(
+    folder: Path, model: MaskedImageModel, facts: Mapping[str, Any]
+) -> None:
+    """Write a pre-trained model; `facts` (its tokenizer, its recipe's name) go into config.json."""
+    head = model.head
+    described = {
+        "kind": KIND,
+        "format": 1,
+        "encoder": asdict(model.encoder.config),
+        "head": {
+            "target": "tokens" if isinstance(head, MaskedTokenHead) else "pixels",
+            "outputs": head.output.out_features,
+        },
+        **facts,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
+    atomic_write_bytes(folder / "model.safetensors", save(tensors))
+    atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+
+
+def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:
+    """Load what a run folder holds: a tokenizer or a pre-trained model, in evaluation mode.
+
+    Raises:
+        UserError: There is no such folder, or its files are not a model of ours.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    kind = config.get("kind")
+    if kind == "tokenizer":
+        return load_tokenizer(folder)
+    if kind != KIND:
+        raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
+    return _masked_image_model(folder, config).eval()
+
+
+def load_masked_image_model(path: str | Path) -> MaskedImageModel:
+    """Load a pre-trained model and refuse anything else."""
+    model = load(path)
+    if not isinstance(model, MaskedImageModel):
+        raise UserError(f"{path} holds a tokenizer; a pre-trained model is wanted")
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check a model folder's config.json."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} holds no finished model (no config.json); give the folder of a finished run"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is not a model's description")
+    return config
+
+
+def encoder_config_from(values: Mapping[str, Any]) -> EncoderConfig:
+    """Read an encoder's configuration as `asdict` wrote it."""
+    read: dict[str, Any] = {
+        name: tuple(value) if name in _TUPLES else value for name, value in values.items()
+    }
+    return EncoderConfig(**read)
+
+
+def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageModel:
+    try:
+        encoder = encoder_config_from(config["encoder"])
+        target, outputs = config["head"]["target"], int(config["head"]["outputs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not describe an encoder: {error}"
+        ) from error
+    if target not in ("tokens", "pixels"):
+        raise UserError(f"{folder / 'config.json'} has a head for {target!r}, not tokens or pixels")
+    kind = MaskedTokenHead if target == "tokens" else MaskedPixelHead
+    model = MaskedImageModel(Encoder(encoder), kind(encoder.width, outputs))
+    load_weights(model, folder / "model.safetensors")
+    return model
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Fill a model from a safetensors file; names and shapes must be the same."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error})") from error
+    wanted = _named(model)
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or extra:
+        name = (missing or extra)[0]
+        raise UserError(f"{file} does not fit: {'no' if missing else 'unexpected'} weight {name!r}")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape:
+            shapes = f"{tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
+            raise UserError(f"{file} does not fit: {name!r} has shape {shapes}")
+    model.load_state_dict(tensors, strict=True)
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.state_dict())

@@ -1,0 +1,224 @@
+"""The two stages, end to end: from pictures to a tokenizer, from both to a pre-trained model."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beit.batch import ImageBatch
+from beit.engine.distribution import World, process_group
+from beit.engine.files import atomic_write_bytes
+from beit.engine.protocol import Evaluation
+from beit.errors import UserError
+from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
+from beit.evaluation.masked_prediction import evaluate_masked_prediction
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.recipes.build import (
+    choose_device,
+    encoder_config_of,
+    mask_plan,
+    pretrain_task,
+    tokenize_task,
+    view_settings,
+)
+from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.saved_models import load, save_masked_image_model
+from beit.recipes.stage import RunRequest, Stage, open_stage
+from beit.tasks.pretrain import PretrainTask, VisualTokens
+from beit.tasks.tokenize import TokenizeTask
+from beit.tokenizer import storage
+from beit.tokenizer.dvae import DiscreteVAE
+
+EVALUATION_BATCH = 100
+
+
+def train_tokenizer(recipe: TokenizerRecipe, request: RunRequest) -> dict[str, Any]:
+    """Stage 1: train a discrete VAE (paper, section 2.1) into `request.out`."""
+    device = choose_device(request.device)
+    with process_group(device.type) as world:
+        return _train_tokenizer(recipe, request, world, device)
+
+
+def _train_tokenizer(
+    recipe: TokenizerRecipe, request: RunRequest, world: World, device: torch.device
+) -> dict[str, Any]:
+    with open_stage(recipe, request, world, device) as stage:
+        task = tokenize_task(recipe)
+        size = task.model.image_size
+        views = view_settings(recipe.views, token_view=size)
+        result = stage.fit(task, views, None, CodebookWatch(stage))
+        if not world.main:
+            return {}
+        _take_average(task, result.average)
+        model = task.model
+        storage.save(model, stage.run.path)
+        return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
+
+
+class CodebookWatch:
+    """Measures the codebook over the whole validation set; warns of collapse and gives up."""
+
+    def __init__(self, stage: Stage) -> None:
+        assert isinstance(stage.recipe, TokenizerRecipe)
+        self.stage = stage
+        self.total = stage.recipe.optim.total_steps(len(stage.train))
+        self.perplexities: list[float] = []
+
+    def __call__(self, task: nn.Module, step: int) -> Evaluation:
+        """One evaluation: metrics, and a reason to stop when the codebook is dead."""
+        assert isinstance(task, TokenizeTask)
+        report = self.measure(task.model)
+        progress = step / self.total
+        warning = collapse_warning(report)
+        reason = None
+        if progress > task.settings.kl_warmup:
+            self.perplexities.append(report.perplexity)
+            if hopeless(self.perplexities, progress):
+                reason = f"the codebook is dead and will not recover: {warning}"
+        return Evaluation(report.metrics(), reason, warning)
+
+    def measure(self, model: DiscreteVAE) -> CodebookReport:
+        """The codebook over the validation set."""
+        views = view_settings(self.stage.recipe.views, token_view=model.image_size, random=False)
+        batches = self.stage.validation_batches(views, None, EVALUATION_BATCH)
+        return codebook_report(model, token_views(batches))
+
+
+def token_views(batches: Iterator[ImageBatch]) -> Iterator[Tensor]:
+    """The tokenizer's views of batches."""
+    for batch in batches:
+        assert batch.token_view is not None
+        yield batch.token_view
+
+
+def pretrain(
+    recipe: PretrainRecipe, request: RunRequest, tokenizer: str | Path | None = None
+) -> dict[str, Any]:
+    """Stage 2: masked image modelling (paper, section 2.3) into `request.out`.
+
+    Args:
+        recipe: What to train; its `tokenizer` field is stage 1.
+        request: Where from, where to, and how.
+        tokenizer: The run folder of a trained tokenizer; without it the recipe's tokenizer is
+            trained first, into the folder `tokenizer` of the run.
+    """
+    device = choose_device(request.device)
+    with process_group(device.type) as world, open_stage(recipe, request, world, device) as stage:
+        vae = _tokenizer_of(stage, tokenizer)
+        task = pretrain_task(recipe, vae)
+        grid = encoder_config_of(recipe.encoder).grid
+        token_view = None if vae is None else token_view_size(vae, grid)
+        views = view_settings(
+            recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view
+        )
+        masks = mask_plan(recipe)
+        evaluate = None if vae is None else PredictionWatch(stage, vae)
+        result = stage.fit(task, views, masks, evaluate)
+        if not world.main:
+            return {}
+        facts = {"recipe": recipe.name}
+        if vae is not None:
+            facts["tokenizer"] = storage.fingerprint(vae)
+        _take_average(task, result.average)
+        save_masked_image_model(stage.run.path, task.model, facts)
+        return stage.finish(result, {})
+
+
+class PredictionWatch:
+    """Masked prediction over the whole validation set, with the baselines it must beat."""
+
+    def __init__(self, stage: Stage, tokenizer: DiscreteVAE) -> None:
+        assert isinstance(stage.recipe, PretrainRecipe)
+        self.stage, self.recipe, self.tokenizer = stage, stage.recipe, tokenizer
+
+    def __call__(self, task: nn.Module, step: int) -> Evaluation:
+        """One evaluation."""
+        assert isinstance(task, PretrainTask)
+        grid = task.model.encoder.config.grid
+        views = view_settings(
+            self.recipe.views,
+            patch_view=self.recipe.encoder.image_size,
+            token_view=token_view_size(self.tokenizer, grid),
+            random=False,
+        )
+        masks = mask_plan(self.recipe)
+        batches = self.stage.validation_batches(views, masks, EVALUATION_BATCH)
+        return Evaluation(masked_prediction(task.model, self.tokenizer, batches))
+
+
+def masked_prediction(
+    model: MaskedImageModel, tokenizer: DiscreteVAE, batches: Iterator[ImageBatch]
+) -> dict[str, float]:
+    """Measure a model's masked prediction, and the baselines, over prepared batches."""
+    target = VisualTokens(tokenizer)
+
+    def logits(batch: ImageBatch) -> Tensor:
+        assert batch.patch_view is not None and batch.masks is not None
+        prediction: Tensor = model(batch.patch_view, batch.masks)
+        return prediction
+
+    def codes(batch: ImageBatch) -> Tensor:
+        assert batch.masks is not None
+        return target.of(batch).view(batch.masks.grid.shape)
+
+    found = evaluate_masked_prediction(batches, logits, codes, tokenizer.vocabulary)
+    return {name: float(value) for name, value in found.as_dict().items()}
+
+
+def token_view_size(tokenizer: DiscreteVAE, grid: tuple[int, int]) -> tuple[int, int]:
+    """The view at which the tokenizer, which is convolutional, gives one code a patch."""
+    return grid[0] * tokenizer.config.stride, grid[1] * tokenizer.config.stride
+
+
+def _take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:
+    """Put the averaged weights into the task, if the run kept an average."""
+    if average is None:
+        return
+    with torch.no_grad():
+        for name, parameter in task.named_parameters():
+            if name in average:
+                parameter.copy_(average[name])
+
+
+def _tokenizer_of(stage: Stage, given: str | Path | None) -> DiscreteVAE | None:
+    """The frozen tokenizer of a pre-training run, trained first when none is given."""
+    recipe, own = stage.recipe, stage.run.path / "tokenizer"
+    assert isinstance(recipe, PretrainRecipe)
+    if recipe.objective.target == "pixels":
+        return None
+    if given is not None:
+        tokenizer = load_tokenizer(Path(given))
+        if stage.world.main:
+            _keep_copy(Path(given), tokenizer, own)
+    else:
+        if not (own / "config.json").is_file():
+            request = replace(stage.request, out=own, resume=True)
+            _train_tokenizer(recipe.tokenizer, request, stage.world, stage.device)
+        stage.world.barrier()
+        tokenizer = load_tokenizer(own)
+    return tokenizer.to(stage.device).requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path) -> DiscreteVAE:
+    """Load a tokenizer and refuse anything else."""
+    model = load(folder)
+    if not isinstance(model, DiscreteVAE):
+        raise UserError(f"--tokenizer {folder} holds a pre-trained model, not a tokenizer")
+    return model
+
+
+def _keep_copy(given: Path, tokenizer: DiscreteVAE, own: Path) -> None:
+    """Copy the tokenizer into the run, so that the run can be read without the original."""
+    if (own / "config.json").is_file():
+        if storage.fingerprint(load_tokenizer(own)) != storage.fingerprint(tokenizer):
+            raise UserError(
+                f"the run in {own.parent} was made with another tokenizer than {given}; "
+                "resume with the same one or choose another --out"
+            )
+        return
+    own.mkdir(exist_ok=True)
+    for name in ("model.safetensors", "config.json"):
+        atomic_write_bytes(own / name, (given / name).read_bytes())
