@@ -209,7 +209,7 @@ class _Run:
         self.validation = dict(found.metrics)
         self.recorder.add_validation(self.step, self.validation)
         if found.warning:
-            self.recorder.say(f"warning at step {self.step}: {found.warning}")
+            self.recorder.progress.say(f"warning at step {self.step}: {found.warning}")
         self.stop_reason = self.world.tell(found.stop_reason or "") or None
         if self.stop_reason:
             self.recorder.progress.say(f"stopping at step {self.step}: {self.stop_reason}")
