@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from beit.data.sources import Source
-from beit.data.watch import Breadcrumbs
+from beit.data.watch import Breadcrumbs, LoaderError
 
 _Item = TypeVar("_Item")
 
@@ -42,6 +42,12 @@ class WatchedReader:
         finally:
             self.crumbs.done(slot)
 
+    def start_worker(self, worker: int) -> None:
+        """Called in each worker first. Ctrl-C is left to the main process, which ends them."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        self.crumbs.reading(worker, -1)
+
 
 def fetch(
     items: "Dataset[_Item]", where: Iterable[range], reader: WatchedReader, how: Fetching
@@ -62,7 +68,7 @@ def fetch(
         timeout=how.timeout if busy else 0,
         pin_memory=how.pin_memory,
         generator=torch.Generator(),  # or the loader would take a number from torch's own
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=reader.start_worker,
     )
     iterator = _quiet_iterator(loader)
     while True:
@@ -70,11 +76,27 @@ def fetch(
             item = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader"):  # a worker died or is late
-                raise reader.crumbs.explain(error, reader.source) from error
-            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            failure = _failure(error, reader, how)
+            if failure is None:
+                raise
+            error.__traceback__ = None  # its frames would keep the loader and its workers alive
+            reader.crumbs.end_workers()
+            del iterator
+            raise failure from error
         yield item
+
+
+def _failure(error: Exception, reader: WatchedReader, how: Fetching) -> LoaderError | None:
+    """What a worker's end or silence is to be called; None: the error is not of that kind."""
+    text = str(error)
+    if text.startswith("DataLoader timed out"):
+        return reader.crumbs.late(reader.source, how.timeout)
+    # A worker that dies with a batch half handed over shows as a broken connection.
+    broken = isinstance(error, (OSError, EOFError)) and not text.startswith("Caught ")
+    if how.workers > 0 and (broken or text.startswith("DataLoader worker")):
+        return reader.crumbs.died(reader.source, error)
+    return None
 
 
 def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
@@ -90,12 +112,6 @@ def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
     except ValueError:  # not the main thread: no handler is set there
         iterator = iter(loader)
     return iterator
-
-
-def _quiet_worker(_: int) -> None:
-    """Leave Ctrl-C to the main process: it saves and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _as_it_is(item: Any) -> Any:

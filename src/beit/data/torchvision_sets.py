@@ -24,7 +24,7 @@ class _Entry:
 
     train: dict[str, Any]
     val: dict[str, Any] | None
-    labels: str = ""  # the attribute with all labels; without it each label costs a picture
+    labels: str | None  # the attribute with all labels; without one a label costs a picture
     downloads: bool = True
 
 
@@ -42,9 +42,8 @@ _SETS: dict[str, _Entry] = {
     "OxfordIIITPet": _Entry({"split": "trainval"}, {"split": "test"}, "_labels"),
     "Food101": _Entry({"split": "train"}, {"split": "test"}, "_labels"),
     "DTD": _Entry({"split": "train"}, {"split": "val"}, "_labels"),
-    "GTSRB": _Entry({"split": "train"}, {"split": "test"}),
     "EuroSAT": _Entry({}, None, "targets"),
-    "FakeData": _Entry({}, None, downloads=False),
+    "FakeData": _Entry({}, None, None, downloads=False),
 }
 
 
@@ -52,15 +51,19 @@ class TorchvisionSource:
     """Some places of a torchvision data set, or of two one after the other."""
 
     def __init__(
-        self, name: str, parts: list[Any], labels: NDArray[np.int64], places: NDArray[np.int64]
+        self,
+        name: str,
+        parts: list[Any],
+        labels: NDArray[np.int64] | None,
+        places: NDArray[np.int64],
     ) -> None:
         """Keep the pictures at `places` of the parts laid end to end."""
         self.name = name
         self.classes = _classes(parts[0], labels)
         self._parts, self._labels, self._places = parts, labels, places
         digest = hashlib.blake2b(name.encode(), digest_size=16)
-        for values in (places, labels):
-            digest.update(values.tobytes())
+        digest.update(places.tobytes())
+        digest.update(b"" if labels is None else labels.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -68,12 +71,12 @@ class TorchvisionSource:
 
     def read(self, index: int) -> Image.Image:
         """Picture `index` as RGB; raises `BadPicture`."""
-        place = int(self._places[index])
-        for part in self._parts:
-            if place < len(part):
-                return _picture(part, place)
-            place -= len(part)
-        raise IndexError(f"picture {index} of {len(self)}")
+        try:
+            return to_rgb(self._item(index)[0])
+        except (BadPicture, IndexError):
+            raise
+        except Exception as error:  # a damaged file of the set
+            raise BadPicture(f"damaged ({type(error).__name__})") from None
 
     def identity(self, index: int) -> str:
         """Name and number in the whole set."""
@@ -81,7 +84,17 @@ class TorchvisionSource:
 
     def label(self, index: int) -> int:
         """The number of the class."""
+        if self._labels is None:
+            return int(self._item(index)[1])
         return int(self._labels[self._places[index]])
+
+    def _item(self, index: int) -> Any:
+        place = int(self._places[index])
+        for part in self._parts:
+            if place < len(part):
+                return part[place]
+            place -= len(part)
+        raise IndexError(f"picture {index} of {len(self)}")
 
 
 def torchvision_source(rest: str, split: Split) -> TorchvisionSource:
@@ -101,9 +114,13 @@ def torchvision_source(rest: str, split: Split) -> TorchvisionSource:
     if split == "all" and entry.val is not None:
         wanted = [entry.train, entry.val]
     parts = [_open(name, folder, options, entry) for options in wanted]
-    labels = np.concatenate([_labels(part, entry) for part in parts])
+    count = sum(len(part) for part in parts)
+    labels = entry.labels and [np.asarray(getattr(part, entry.labels)) for part in parts]
     return TorchvisionSource(
-        f"torchvision:{name}", parts, labels, _places(len(labels), split, entry)
+        f"torchvision:{name}",
+        parts,
+        np.concatenate(labels).astype(np.int64) if labels else None,
+        _places(count, split, entry),
     )
 
 
@@ -136,24 +153,9 @@ def _open(name: str, root: Path, options: dict[str, Any], entry: _Entry) -> Any:
         ) from None
 
 
-def _labels(part: Any, entry: _Entry) -> NDArray[np.int64]:
-    known = getattr(part, entry.labels, None) if entry.labels else None
-    if known is None:
-        return np.array([int(part[place][1]) for place in range(len(part))], np.int64)
-    return np.asarray(known).astype(np.int64)
-
-
-def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+def _classes(part: Any, labels: NDArray[np.int64] | None) -> tuple[str, ...]:
+    count = part.num_classes if labels is None else int(labels.max(initial=-1)) + 1
     named = getattr(part, "classes", None)
-    if isinstance(named, list) and len(named) > labels.max(initial=-1):
+    if isinstance(named, list) and len(named) >= count:
         return tuple(str(name) for name in named)
-    return tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1))
-
-
-def _picture(part: Any, place: int) -> Image.Image:
-    try:
-        return to_rgb(part[place][0])
-    except BadPicture:
-        raise
-    except Exception as error:  # a damaged file of the set
-        raise BadPicture(f"damaged ({type(error).__name__})") from None
+    return tuple(str(number) for number in range(count))

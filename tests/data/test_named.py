@@ -1,0 +1,156 @@
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.data.decode import BadPicture
+from beit.data.hub import HubSource
+from beit.data.named import digits, stratified
+from beit.data.sources import open_source
+from beit.errors import UserError
+from oracles.picture_zoo import saved, scene
+
+
+def test_digits_are_there_without_a_download() -> None:
+    train, val, whole = (digits(split) for split in ("train", "val", "all"))
+    assert len(train) + len(val) == len(whole) == 1797
+    assert train.classes == tuple("0123456789")
+    names = {train.identity(i) for i in range(len(train))}
+    assert names.isdisjoint(val.identity(i) for i in range(len(val)))
+    image = np.asarray(whole.read(0))
+    assert image.shape == (8, 8, 3) and image.max() > 230
+    from sklearn.datasets import load_digits
+
+    scans, labels = load_digits(return_X_y=True)
+    assert np.array_equal(image[..., 0], np.rint(scans[0].reshape(8, 8) / 16 * 255))
+    assert [whole.label(i) for i in range(20)] == labels[:20].tolist()
+
+
+def test_a_fifth_of_every_digit_is_held_out_always_the_same() -> None:
+    val = open_source("digits", "val")
+    counts = np.bincount([val.label(i) for i in range(len(val))])
+    assert counts.min() >= 34 and counts.max() <= 37
+    assert val.fingerprint == open_source("digits", "val").fingerprint
+    assert val.fingerprint != open_source("digits", "train").fingerprint
+
+
+def test_stratified_takes_the_share_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2], [10, 50, 1])
+    chosen = stratified(labels, 0.2)
+    assert np.bincount(labels[chosen], minlength=3).tolist() == [2, 10, 0]
+
+
+def test_torchvisions_fake_data() -> None:
+    train, val = (
+        open_source("torchvision:FakeData", "train"),
+        open_source("torchvision:FakeData", "val"),
+    )
+    assert len(train) + len(val) == 1000 and 25 <= len(val) <= 80
+    image = train.read(3)
+    assert image.mode == "RGB" and image.size == (224, 224)
+    assert np.array_equal(np.asarray(image), np.asarray(train.read(3)))
+    assert train.identity(0).startswith("torchvision:FakeData/")
+    assert 0 <= train.label(3) < len(train.classes)
+    assert pickle.loads(pickle.dumps(train)).label(3) == train.label(3)
+
+
+def test_an_unknown_set_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"did you mean CIFAR10\?"):
+        open_source("torchvision:CIFAR-10", "train")
+    with pytest.raises(UserError, match="known here"):
+        open_source("torchvision:os.system", "train")
+
+
+def test_without_a_network_the_message_tells_where_to_put_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    def unreachable(*_: object, download: bool = False, **__: object) -> None:
+        raise OSError("Name or service not known") if download else RuntimeError("not found")
+
+    monkeypatch.setattr(datasets, "CIFAR10", unreachable)
+    with pytest.raises(UserError, match=r"could not be downloaded \(Name or service"):
+        open_source(f"torchvision:CIFAR10:{tmp_path}", "train")
+
+
+def test_without_the_hub_extra_the_message_tells_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r'pip install "beit\[hub\]"'):
+        open_source("hf:beans", "train")
+
+
+class _ImageFeature:
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
+
+
+class _Rows:
+    """As much of a hub data set as is used."""
+
+    _fingerprint = "abc"
+
+    def __init__(self, rows: list[dict[str, Any]], features: dict[str, Any]) -> None:
+        self.rows, self.features = rows, features
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.rows[place]
+
+    def cast_column(self, column: str, feature: Any) -> "_Rows":
+        assert column == "photo" and feature.decode is False
+        return self
+
+    def select_columns(self, columns: list[str]) -> "_Rows":
+        return _Rows([{c: row[c] for c in columns} for row in self.rows], self.features)
+
+
+def _hub(monkeypatch: pytest.MonkeyPatch, parts: dict[str, _Rows]) -> None:
+    module = types.ModuleType("datasets")
+    module.__dict__.update(load_dataset=lambda name: parts, Image=_ImageFeature)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+def _rows(count: int) -> _Rows:
+    labels = type("ClassLabel", (), {"names": ["a", "b"]})()
+    features = {"photo": type("Image", (), {})(), "text": object(), "kind": labels}
+    data = saved(Image.fromarray(scene()), "PNG")
+    rows = [{"photo": {"bytes": data, "path": None}, "kind": i % 2} for i in range(count)]
+    return _Rows(rows, features)
+
+
+def test_a_hub_set_is_read_by_our_own_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = _rows(30)
+    train.rows[4]["photo"] = {"bytes": b"GIF", "path": None}
+    train.rows[5]["photo"] = None
+    _hub(monkeypatch, {"train": train, "validation": _rows(7)})
+    source = open_source("hf:someone/photos", "train")
+    assert isinstance(source, HubSource) and len(source) == 30
+    assert len(open_source("hf:someone/photos", "val")) == 7
+    assert source.classes == ("a", "b") and source.label(3) == 1
+    assert np.array_equal(np.asarray(source.read(3)), scene())
+    assert source.identity(3) == "hf:someone/photos/3"
+    for place in (4, 5):
+        with pytest.raises(BadPicture):
+            source.read(place)
+
+
+def test_a_hub_set_without_a_second_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hub(monkeypatch, {"train": _rows(200)})
+    train, val = open_source("hf:photos", "train"), open_source("hf:photos", "val")
+    assert len(train) + len(val) == 200 and 3 <= len(val) <= 20
+
+
+def test_a_hub_set_of_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hub(monkeypatch, {"train": _Rows([], {"text": object()})})
+    with pytest.raises(UserError, match="no column of pictures"):
+        open_source("hf:stories", "train")

@@ -1,0 +1,176 @@
+import gzip
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.data import shards
+from beit.data.decode import BadPicture
+from beit.data.shards import ShardSource
+from beit.data.sources import Source, open_source
+from beit.errors import UserError
+from oracles.picture_zoo import saved, scene
+
+PICTURE = saved(Image.fromarray(scene()), "PNG")
+LONG_AGO = 1_600_000_000
+
+
+def _shard(path: Path, *names: str, kind: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as archive:
+        for number, name in enumerate(names):
+            _put(archive, name, _numbered(number))
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    return path
+
+
+def _numbered(number: int) -> bytes:
+    return saved(Image.fromarray(np.roll(scene(), number, 1)), "PNG")
+
+
+def _put(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _identities(source: Source) -> list[str]:
+    return [source.identity(place) for place in range(len(source))]
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_tar_file_is_read_where_it_lies(tmp_path: Path, kind: int) -> None:
+    names = ["./b/1.png", "a/2.png", "a/deep/3.png", "x" * 90 + ".png", "note.pkl", "é/🐈.png"]
+    path = _shard(tmp_path / "all.tar", *names, kind=kind)
+    source = open_source(str(path), "all")
+    assert _identities(source) == sorted(
+        ["b/1.png", "a/2.png", "a/deep/3.png", "x" * 90 + ".png", "é/🐈.png"], key=os.fsencode
+    )
+    assert source.classes == ("a", "b", "é")
+    by_name = {source.identity(place): place for place in range(len(source))}
+    for number, name in ((0, "b/1.png"), (1, "a/2.png"), (5, "é/🐈.png")):
+        pixels = np.asarray(source.read(by_name[name]))
+        assert np.array_equal(pixels, np.roll(scene(), number, 1))
+    assert source.label(by_name["b/1.png"]) == 1 and source.label(by_name["x" * 90 + ".png"]) == -1
+    assert sorted(os.listdir(tmp_path)) == ["all.tar"]
+
+
+def test_a_folder_of_shards_with_splits(tmp_path: Path) -> None:
+    _shard(tmp_path / "train-000.tar", "cat/1.png", "dog/2.png")
+    _shard(tmp_path / "train-001.tar", "cat/3.png")
+    _shard(tmp_path / "val-000.tar", "cat/1.png")
+    train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
+    assert _identities(train) == ["train/cat/1.png", "train/cat/3.png", "train/dog/2.png"]
+    assert _identities(val) == ["val/cat/1.png"] and train.classes == val.classes == ("cat", "dog")
+
+
+def test_shards_in_split_folders(tmp_path: Path) -> None:
+    _shard(tmp_path / "train" / "0.tar", "cat/1.png")
+    _shard(tmp_path / "val" / "0.tar", "dog/1.png")
+    assert _identities(open_source(str(tmp_path), "train")) == ["train/cat/1.png"]
+    assert open_source(str(tmp_path), "val").classes == ("cat", "dog")
+
+
+def test_an_archive_beside_its_pictures_changes_nothing(tmp_path: Path) -> None:
+    _shard(tmp_path / "backup.tar", "1.png")
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "2.png").write_bytes(PICTURE)
+    assert _identities(open_source(str(tmp_path), "all")) == ["cats/2.png"]
+
+
+def test_the_second_open_reads_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _shard(tmp_path / "all.tar", *(f"{number}.png" for number in range(50)))
+    first = open_source(str(path), "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_pictures", None)
+        second = open_source(str(path), "train")
+    assert second.fingerprint == first.fingerprint and len(second) == len(first)
+    _shard(path, "1.png", "2.png")
+    assert len(open_source(str(path), "all")) == 2
+
+
+def test_workers_get_paths_only_and_read_the_same(tmp_path: Path) -> None:
+    path = _shard(tmp_path / "all.tar", *(f"{number}.png" for number in range(30)))
+    source = open_source(str(path), "all")
+    source.read(3)
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(pickle.dumps(source)) < 1500
+    assert np.array_equal(np.asarray(copy.read(3)), np.asarray(source.read(3)))
+
+
+def test_few_files_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 3)
+    for number in range(8):
+        _shard(tmp_path / f"{number}.tar", f"{number}.png")
+    source = open_source(str(tmp_path), "all")
+    assert isinstance(source, ShardSource)
+    for place in [*range(8), *range(8)]:
+        source.read(place)
+        assert len(source._descriptors) <= 3
+
+
+def test_a_hostile_archive_writes_nothing_and_lists_regular_pictures_only(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "evil.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        _put(archive, "../../outside.png", PICTURE)
+        _put(archive, "/absolute.png", PICTURE)
+        _put(archive, "code.pkl", b"cos\nsystem\n(S'touch /nowhere'\ntR.")
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.png"),
+            (tarfile.LNKTYPE, "hard.png"),
+            (tarfile.FIFOTYPE, "pipe.png"),
+            (tarfile.CHRTYPE, "device.png"),
+            (tarfile.DIRTYPE, "folder.png"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            archive.addfile(entry)
+    source = open_source(str(path), "all")
+    assert _identities(source) == ["absolute.png", "outside.png"]
+    assert np.array_equal(np.asarray(source.read(0)), scene())
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(path.parent) == ["evil.tar"]
+
+
+def test_a_cut_shard_gives_bad_pictures_not_wrong_ones(tmp_path: Path) -> None:
+    path = _shard(tmp_path / "all.tar", "1.png", "2.png")
+    source = open_source(str(path), "all")
+    assert isinstance(source, ShardSource)
+    os.truncate(path, int(source._array("start")[1]) + source.size(1) - 1)
+    assert np.array_equal(np.asarray(source.read(0)), scene())
+    with pytest.raises(BadPicture, match="truncated"):
+        source.read(1)
+
+
+def test_what_is_no_tar_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "noise.tar").write_bytes(os.urandom(4096))
+    (tmp_path / "packed.tar").write_bytes(gzip.compress(b"x" * 4096))
+    (tmp_path / "data.tar.gz").write_bytes(gzip.compress(b"x" * 4096))
+    (tmp_path / "empty.tar").write_bytes(bytes(10240))
+    cases = {
+        "noise.tar": "not a readable tar",
+        "packed.tar": "not a readable tar",
+        "data.tar.gz": "compressed",
+        "empty.tar": "no picture",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message) as refusal:
+            open_source(str(tmp_path / name), "train")
+        assert "\n" not in str(refusal.value)
+
+
+def test_headers_that_lead_backwards_end(tmp_path: Path) -> None:
+    """A negative size (base 256) makes old tarfile modules read the same header for ever."""
+    path = _shard(tmp_path / "all.tar", "1.png", kind=tarfile.GNU_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 10 + b"\xf8\x00"  # -2048
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\x00 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="not a readable tar"):
+        open_source(str(path), "all")
