@@ -20,6 +20,7 @@ CONFIG = DiscreteVAEConfig(
     decoder_blocks=(1,),
     embedding_width=8,
     code_width=6,
+    cosine_scale=20.0,
 )
 
 

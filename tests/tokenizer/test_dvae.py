@@ -19,11 +19,12 @@ SMALL = DiscreteVAEConfig(
     decoder_blocks=(1,),
     embedding_width=8,
     code_width=6,
+    cosine_scale=20.0,
 )
 VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
-    "linear": {"head": "linear"},
-    "shared": {"decoder_input": "shared"},
+    "linear": {"head": "linear", "decoder_input": "separate"},
+    "separate": {"decoder_input": "separate"},
     "logit-laplace": {"likelihood": "logit-laplace"},
     "fixed variance": {"gaussian_variance": 0.02},
     "two decoder groups": {"decoder_widths": (16, 8), "decoder_blocks": (1, 1)},
@@ -201,4 +202,7 @@ def test_pixel_maps_are_inverse() -> None:
 def test_undecayed_parameters_exist() -> None:
     model = build()
     assert model.undecayed_parameters() == {"code_vectors", "slow_log_variance"}
-    assert build(head="linear", gaussian_variance=0.1).undecayed_parameters() == frozenset()
+    assert (
+        build(head="linear", decoder_input="separate", gaussian_variance=0.1).undecayed_parameters()
+        == frozenset()
+    )

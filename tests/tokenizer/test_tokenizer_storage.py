@@ -19,6 +19,7 @@ CONFIG = DiscreteVAEConfig(
     decoder_blocks=(1,),
     embedding_width=8,
     code_width=6,
+    cosine_scale=20.0,
 )
 
 
@@ -28,7 +29,9 @@ def model() -> DiscreteVAE:
     return DiscreteVAE(CONFIG)
 
 
-@pytest.mark.parametrize("changes", [{}, {"gaussian_variance": 0.02}, {"head": "linear"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"gaussian_variance": 0.02}, {"head": "linear", "decoder_input": "separate"}]
+)
 def test_round_trip(tmp_path: Path, changes: dict[str, object]) -> None:
     model = DiscreteVAE(replace(CONFIG, **changes))  # type: ignore[arg-type]
     save(model, tmp_path / "new" / "tokenizer")

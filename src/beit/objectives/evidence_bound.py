@@ -88,12 +88,13 @@ def uniform_divergence(logits: Tensor) -> UniformDivergence:
     Args:
         logits: (B, K, h, w).
     """
-    log_posterior = functional.log_softmax(logits.float(), dim=1)
+    # K last: free for channels-last logits, where a softmax over dim 1 would copy them twice.
+    log_posterior = functional.log_softmax(logits.movedim(1, -1).float(), dim=-1)
     posterior = log_posterior.exp()
     log_vocabulary = math.log(logits.shape[1])
     places = log_posterior.numel() // logits.shape[1]
     total = log_vocabulary + (posterior * log_posterior).sum() / places
-    average = posterior.mean(dim=(0, 2, 3))
+    average = posterior.mean(dim=(0, 1, 2))
     marginal = log_vocabulary - entropy(average)
     return UniformDivergence(total, total - marginal, marginal)
 
@@ -129,12 +130,13 @@ def gumbel_softmax(logits: Tensor, temperature: float, *, straight_through: bool
         (B, K, h, w), sums over K are 1.
     """
     # torch.rand and two logarithms: several times faster on a CPU than exponential_.
-    noise = torch.rand_like(logits).clamp_(min=1e-20).log_().neg_().log_().neg_()
-    relaxed = functional.softmax((logits + noise) / temperature, dim=1)
-    if not straight_through:
-        return relaxed
-    hard = torch.zeros_like(relaxed).scatter_(1, relaxed.argmax(1, keepdim=True), 1.0)
-    return hard + relaxed - relaxed.detach()
+    logits = logits.movedim(1, -1)  # (B, h, w, K), as in `uniform_divergence`
+    noise = torch.rand_like(logits).clamp_(min=1e-20).log_().neg_().log_()
+    relaxed = functional.softmax((logits - noise) / temperature, dim=-1)
+    if straight_through:
+        hard = torch.zeros_like(relaxed).scatter_(-1, relaxed.argmax(-1, keepdim=True), 1.0)
+        relaxed = hard + relaxed - relaxed.detach()
+    return relaxed.movedim(-1, 1)
 
 
 def bits_per_dimension(bound: float, dimensions: int) -> float:

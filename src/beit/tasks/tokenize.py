@@ -41,7 +41,7 @@ class TokenizeSettings:
         straight_through: Last share of the run in which the decoder sees one-hot codes.
     """
 
-    kl_weight: float = 6.6
+    kl_weight: float = 1.0
     kl_warmup: float = 0.02
     marginal_weight: float = 0.3
     temperature: float = 1.0

@@ -45,23 +45,23 @@ class DiscreteVAEConfig:
 
     image_size: tuple[int, int] = (64, 64)
     vocabulary: int = 512
-    encoder_widths: tuple[int, ...] = (128, 256)
-    encoder_blocks: tuple[int, ...] = (1, 2)
-    decoder_widths: tuple[int, ...] = (256, 128)
-    decoder_blocks: tuple[int, ...] = (2, 1)
+    encoder_widths: tuple[int, ...] = (64, 192)
+    encoder_blocks: tuple[int, ...] = (0, 2)
+    decoder_widths: tuple[int, ...] = (192,)
+    decoder_blocks: tuple[int, ...] = (3,)
     encoder_kernels: tuple[int, ...] = (3, 1)
     decoder_kernels: tuple[int, ...] = (3, 1)
-    bottleneck: int = 2
+    bottleneck: int = 4
     post_gain: float | None = 1.0
-    stem_kernel: int = 4
+    stem_kernel: int = 8
     stem_stride: int = 4
     downsampling: Literal["max-pool", "strided"] = "strided"
     output_kernel: int = 1
     head: Literal["linear", "cosine"] = "cosine"
     code_width: int = 32
-    cosine_scale: float = 20.0
-    decoder_input: Literal["separate", "shared"] = "separate"
-    embedding_width: int = 128
+    cosine_scale: float = 50.0
+    decoder_input: Literal["separate", "shared"] = "shared"
+    embedding_width: int = 192
     likelihood: Literal["logit-laplace", "gaussian"] = "gaussian"
     gaussian_variance: float | None = None
 

@@ -178,6 +178,10 @@ class DiscreteVAE(nn.Module):
         names = {"code_vectors", "slow_log_variance"}
         return frozenset(name for name, _ in self.named_parameters() if name in names)
 
+    def code_directions(self) -> Tensor:
+        """The cosine head's codes at unit length, (K, code width) float32."""
+        return functional.normalize(self.code_vectors.float(), dim=1)
+
     def features(self, images: Tensor) -> Tensor:
         """The head's projection of (B, 3, H, W) pictures: (B, code width or K, h, w) float32."""
         laplace = self.config.likelihood == "logit-laplace"
@@ -192,10 +196,9 @@ class DiscreteVAE(nn.Module):
         if self.config.head == "linear":
             return features
         with _precision(images.device, None):
-            directions = functional.normalize(features, dim=1)
-            codes = functional.normalize(self.code_vectors.float(), dim=1)
-            weight = self.config.cosine_scale * codes[:, :, None, None]
-            return functional.conv2d(directions, weight)
+            directions = functional.normalize(features, dim=1).movedim(1, -1)
+            scaled = self.config.cosine_scale * self.code_directions()
+            return functional.linear(directions, scaled).movedim(-1, 1)
 
     @torch.no_grad()
     def codes(self, images: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -216,15 +219,14 @@ class DiscreteVAE(nn.Module):
     def decode(self, weights: Tensor) -> Tensor:
         """Decode (B, K, h, w) weights over the codes to (B, output channels, H, W) float32."""
         if self.config.decoder_input == "shared":
-            codes = functional.normalize(self.code_vectors.float(), dim=1)
-            weights = functional.conv2d(weights, codes.T[:, :, None, None])
+            weights = functional.linear(weights.movedim(1, -1), self.code_directions().T)
+            weights = weights.movedim(-1, 1)
         return self._decode_embedded(self.embedding(weights))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decode (B, h, w) codes to output channels: as `decode` of their one-hot weights."""
         if self.config.decoder_input == "shared":
-            vectors = functional.normalize(self.code_vectors.float(), dim=1)[codes]
-            embedded = self.embedding(vectors.permute(0, 3, 1, 2))
+            embedded = self.embedding(self.code_directions()[codes].movedim(-1, 1))
         else:
             table = self.embedding.weight[:, :, 0, 0].T  # (K, embedding width)
             bias = self.embedding.bias
