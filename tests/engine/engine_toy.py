@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from beit.batch import Travels
+from beit.engine.checkpoints import Checkpoints, Snapshot
 from beit.engine.distribution import current_world
 from beit.engine.fit import fit
 from beit.engine.protocol import Batches, Evaluation, StepContext, StepOutput
@@ -122,15 +123,14 @@ def toy_evaluation(task: nn.Module, step: int) -> Evaluation:
     return Evaluation({"loss": float(output.loss)})
 
 
-Hook = Callable[[int], None]  # called with the number of steps done before each step's batches
+Hook = Callable[[int], None]  # called with the number of steps done before each micro-batch
 
 
 def hooked(batches: Batches, settings: FitSettings, hook: Hook) -> Batches:
     def iterate(seen: int) -> Iterator[Any]:
         done = seen // settings.global_batch
         for number, batch in enumerate(batches(seen)):
-            if number % settings.accumulate == 0:
-                hook(done + number // settings.accumulate)
+            hook(done + number // settings.accumulate)
             yield batch
 
     return iterate
@@ -194,13 +194,13 @@ class Killer:
 
         for name in ("fsync", "rename", "unlink", "rmdir", "mkdir"):
             setattr(os, name, self._before(getattr(os, name)))
-        whole = checkpoints.save_file
+        whole = save_file
 
-        def save_file(tensors: Any, path: Path) -> None:
+        def torn(tensors: Any, path: Path) -> None:
             whole(tensors, path)
             self.tick(path)
 
-        checkpoints.save_file = save_file
+        setattr(checkpoints, "save_file", torn)  # noqa: B010
 
     def _before(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -227,18 +227,54 @@ def toy_child(folder: str, plan: dict[str, Any]) -> None:
         sys.exit(128 + int(getattr(stop, "signal", 0)))
 
 
+def toy_snapshot(step: int) -> Snapshot:
+    """A checkpoint of many kinds of tensors."""
+    torch.manual_seed(step)
+    model = {"w": torch.randn(6, 5), "b": torch.randn(3).bfloat16(), "n": torch.tensor(step)}
+    wide = torch.randn(4, 4).t()  # not contiguous
+    tensors = {"model": model, "optimiser": {"exp_avg.w": wide}, "average": {"w": model["w"] * 2}}
+    return Snapshot(step, tensors, {"samples_seen": step * 8, "fingerprints": {"data": "x"}})
+
+
+def save_and_die(root: str) -> None:
+    """The body of a child: in one folder after another, save twice, killed a call later each time.
+
+    Ends when a save is no longer reached by the kill.
+    """
+    torch.set_num_threads(1)
+    for at in range(1, 200):
+        store = Checkpoints(Path(root, str(at), "checkpoints"))
+        store.prepare()
+        for step in (1, 2):
+            store.save(toy_snapshot(step))
+        child = os.fork()
+        if child == 0:
+            Killer(at).install()
+            for step in (3, 4):
+                store.save(toy_snapshot(step))
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            return
+
+
 def in_child(function: Callable[..., None], *arguments: Any) -> int:
     """Run in a process of its own; its exit code, negative for the signal that ended it."""
     process = start_child(function, *arguments)
     process.join(60)
-    code = process.exitcode
-    assert code is not None, "the child hangs"
-    return code
+    assert process.exitcode is not None, "the child hangs"
+    return int(process.exitcode)
 
 
 def start_child(function: Callable[..., None], *arguments: Any) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "beit.engine.fit"])
+    context.set_forkserver_preload(["__main__", "engine.engine_toy"])  # torch is imported once
     process = context.Process(target=function, args=arguments)
-    process.start()
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where the server finds this file
+    try:
+        process.start()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
     return process

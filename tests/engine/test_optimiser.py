@@ -1,6 +1,5 @@
 import pytest
 import torch
-from engine_toy import ToyTask
 from torch import nn
 
 from beit.engine.ema import WeightAverage, average_decay
@@ -12,6 +11,7 @@ from beit.engine.optimiser import (
     set_rate,
     trainable,
 )
+from engine.engine_toy import ToyTask
 
 
 def test_who_decays() -> None:

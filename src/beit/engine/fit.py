@@ -98,6 +98,7 @@ class _Run:
             run,
             keep=settings.keep,
             fingerprints=fingerprints,
+            accept_changed=settings.accept_changed,
         )
         self.step = 0
         self.evaluated = 0  # the step of the last evaluation

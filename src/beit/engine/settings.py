@@ -38,6 +38,7 @@ class FitSettings:
     evaluate_every: int = 0  # 0: never, not even at the end
     epoch_size: int | None = None  # samples an epoch, for the log only
     tensorboard: bool = True
+    accept_changed: frozenset[str] = frozenset()  # fingerprints that may differ when resuming
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -1,0 +1,149 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit.engine.checkpoints import Checkpoints, read_snapshot
+from beit.engine.distribution import World, current_world, launch, process_group
+from beit.engine.failure import Diverged
+from beit.errors import UserError
+from engine.engine_toy import SETTINGS, hash_of, rows_of, run_toy, start_child
+
+PLAIN = replace(SETTINGS, accumulate=2)
+POISON = 8 * 9 + 5  # a sample of step 10, on the second rank
+
+
+def test_alone_everything_is_local() -> None:
+    with process_group("cpu") as world:
+        world.barrier()
+        assert world == current_world() == World()
+        assert world.sum_host([1.5, 2]) == [1.5, 2] and world.tell("x") == "x"
+        assert world.any_host(True) and not world.any_host(False)
+
+
+def test_too_much_is_refused() -> None:
+    for count in (0, 64):
+        with pytest.raises(UserError):
+            launch(count, [sys.executable, "-c", "pass"], "cuda")
+
+
+def rank_body(folder: str, rank: int, port: int, poison: int | None) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    with process_group("cpu") as world:
+        assert world.sum_host([1.0, float(rank)]) == [2.0, 1.0]
+        assert world.tell("grüße" if rank == 0 else "") == "grüße"
+        assert world.any_host(rank == 1)
+        world.barrier()
+        try:
+            run_toy(Path(folder), PLAIN, chance=False, poison=poison)
+        except Diverged:
+            os._exit(3)
+
+
+def two_ranks(folder: Path, poison: int | None = None) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start_child(rank_body, str(folder), rank, port, poison) for rank in range(2)]
+    for process in ranks:
+        process.join(60)
+    return [process.exitcode for process in ranks]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    run_toy(tmp_path / "one", SETTINGS, chance=False)
+    assert two_ranks(tmp_path / "two") == [0, 0]
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert [(r["step"], r["split"]) for r in one] == [(r["step"], r["split"]) for r in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
+    ends = [
+        read_snapshot(Checkpoints(tmp_path / n / "checkpoints").path(17)) for n in ("one", "two")
+    ]
+    for group, tensors in ends[0].tensors.items():
+        for name, value in tensors.items():
+            if name != "count":
+                torch.testing.assert_close(
+                    ends[1].tensors[group][name], value, rtol=1e-4, atol=1e-5
+                )
+
+
+def test_nan_on_one_rank_stops_both(tmp_path: Path) -> None:
+    assert two_ranks(tmp_path, POISON) == [3, 3]
+    dump = tmp_path / "failure-step-00000010"
+    assert sorted(p.name for p in dump.iterdir()) == [
+        "batch-rank-0.json",
+        "batch-rank-1.json",
+        "state-before-the-step",
+        "step.json",
+    ]
+    assert [r["step"] for r in rows_of(tmp_path) if r["split"] == "train"] == list(range(1, 10))
+
+
+def command(mode: str, folder: Path, *more: str) -> tuple[int, str, float]:
+    script = Path(__file__).with_name("engine_ranks.py")
+    arguments = [sys.executable, str(script), mode, str(folder), *more]
+    started = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    return done.returncode, done.stderr, time.monotonic() - started
+
+
+def test_a_users_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    status, told, _ = command("mistake", tmp_path)
+    assert status == 2 and told == "user: the second rank does not like it\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "status"), [("term-parent", 143), ("int-parent", 130)])
+def test_a_stopped_launcher_waits_for_the_ranks(tmp_path: Path, mode: str, status: int) -> None:
+    code, told, _ = command(mode, tmp_path / "run")
+    assert code == status
+    assert "stopped by SIG" in told and "the state is saved in" in told
+    assert command("plain", tmp_path / "run")[0] == 0
+    assert command("plain", tmp_path / "whole")[0] == 0
+    assert hash_of(tmp_path / "run") == hash_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_dead_rank_is_named_and_a_restart_recovers(tmp_path: Path) -> None:
+    code, told, seconds = command("die", tmp_path / "run")
+    assert code == 1 and "rank 1 of 2" in told and "was killed by SIGKILL" in told
+    assert seconds < 60
+    assert "Traceback" not in told
+    code, told, _ = command("die", tmp_path / "again", "--restart")
+    assert code == 0 and command("plain", tmp_path / "whole")[0] == 0
+    assert hash_of(tmp_path / "again") == hash_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_bug_names_its_rank(tmp_path: Path) -> None:
+    code, told, _ = command("bug", tmp_path)
+    assert code == 1 and told.endswith("failed: rank 0 of 2 failed: KeyError: 'a bug'\n")
+
+
+@pytest.mark.slow
+def test_ranks_save_and_leave_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    code, _, _ = command("kill-parent", tmp_path)
+    assert code == -9
+    for _ in range(100):
+        if Checkpoints(tmp_path / "checkpoints").steps()[-1:] in ([7], [8]):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the ranks went on")

@@ -1,0 +1,131 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from beit.engine import fit as fit_module
+from beit.engine.checkpoints import Checkpoints, read_snapshot
+from beit.engine.failure import Diverged
+from beit.engine.fit import fit
+from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.step import TrainingStep
+from beit.errors import UserError
+from engine.engine_toy import SETTINGS, ToyTask, rows_of, run_toy, toy_batches
+
+POISON = 8 * 9 + 3  # a sample of step 10
+
+
+class Deferred(TrainingStep):
+    """Steps as on a GPU: the host does not look."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.deferred = True
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_nan_stops_at_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deferred: bool
+) -> None:
+    """Also when the host only looks 5 steps later, nothing bad is applied, logged or saved."""
+    settings = replace(SETTINGS, log_every=15, evaluate_every=0, ema=None, save_every=4)
+    if deferred:
+        monkeypatch.setattr(fit_module, "TrainingStep", Deferred)
+    with pytest.raises(Diverged, match=r"^step 10 gave .*loss nan.*step 8: try [^.]*$"):
+        run_toy(tmp_path, settings, poison=POISON)
+    dump = tmp_path / "failure-step-00000010"
+    (micro,) = json.loads((dump / "batch-rank-0.json").read_text())["micro_batches"]
+    batch = next(toy_batches(settings)(8 * 9))
+    assert micro == {"index": batch.index.tolist(), "epoch": [1] * 8}
+    assert json.loads((dump / "step.json").read_text())["loss"] == "nan"
+    store = Checkpoints(tmp_path / "checkpoints")
+    assert store.steps() == [4, 8]
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 10))
+    before = read_snapshot(dump / "state-before-the-step")
+    monkeypatch.undo()
+    run_toy(tmp_path / "other", replace(settings, save_every=9))
+    expected = read_snapshot(tmp_path / "other" / "checkpoints" / "step-00000009")
+    assert before.step == 9 and before.state["samples_seen"] == 72
+    for group, tensors in expected.tensors.items():
+        for name, value in tensors.items():
+            if name != "count":  # a buffer that counts forward passes, also of steps not applied
+                assert value.equal(before.tensors[group][name]), name
+
+
+def test_what_failed_can_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        run_toy(tmp_path, poison=POISON)
+    with pytest.raises(Diverged):  # the same again, and the dump is there already
+        run_toy(tmp_path, poison=POISON)
+    assert run_toy(tmp_path).step == 17
+    assert [r["step"] for r in rows_of(tmp_path) if r["split"] == "train"] == list(range(1, 18))
+
+
+def test_without_a_folder_it_is_one_sentence() -> None:
+    settings = replace(SETTINGS, evaluate_every=0)
+    with pytest.raises(Diverged, match="nothing was dumped, there is no checkpoint: try"):
+        fit(ToyTask(), toy_batches(settings, poison=0), settings)
+
+
+def test_infinite_gradient_with_a_finite_loss() -> None:
+    class Steep(ToyTask):
+        def forward(self, batch: object, context: StepContext) -> StepOutput:
+            output = super().forward(batch, context)  # type: ignore[arg-type]
+            # sqrt has an infinite slope at 0, times a factor that is 0 only in value
+            root = (self.table.sum() * 0.0 + self.table[0, 0].square()).sqrt()
+            return output._replace(loss=output.loss + root)
+
+    settings = replace(SETTINGS, evaluate_every=0)
+    with pytest.raises(Diverged, match="gradient norm nan"):
+        fit(Steep(), toy_batches(settings), settings)
+
+
+class Hungry(ToyTask):
+    def forward(self, batch: object, context: StepContext) -> StepOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_out_of_memory_names_the_next_value() -> None:
+    settings = replace(SETTINGS, global_batch=12, accumulate=2)
+    text = (
+        "cpu ran out of memory at step 1 with 6 pictures at a time: set accumulate to 4 "
+        r"\(3 at a time\)"
+    )
+    with pytest.raises(UserError, match=text):
+        fit(Hungry(), toy_batches(settings), settings)
+    settings = replace(SETTINGS, accumulate=8)
+    with pytest.raises(UserError, match="choose a smaller model"):
+        fit(Hungry(), toy_batches(settings), settings)
+
+
+def test_disk_full_stops_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-00000008" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr("beit.engine.checkpoints.save_file", failing)
+    with pytest.raises(UserError, match="the checkpoint of step 8 could not be written"):
+        run_toy(tmp_path)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert run_toy(tmp_path).step == 17
+
+
+def test_a_full_disk_is_seen_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage())
+    with pytest.raises(UserError, match="1000 bytes free and checkpoints need"):
+        run_toy(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+class _Usage:
+    free = 1000

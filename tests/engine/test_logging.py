@@ -1,0 +1,161 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from beit.engine.files import atomic_write_text, human_bytes
+from beit.engine.logging import MetricsLog, Progress, encode_row, human_time
+from engine.engine_toy import SETTINGS, rows_of, run_toy
+
+
+def row(step: int, split: str = "train") -> dict[str, object]:
+    return {"step": step, "split": split, "loss": 1.5}
+
+
+def test_torn_and_lost_rows_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [row(1), row(2), row(2, "val"), row(3), row(4), row(4, "val"), row(5)]
+    path.write_text("".join(encode_row(r) + "\n" for r in lines) + '{"step": 6, "lo')
+    log = MetricsLog(path, step=4, evaluated=2)
+    log.write([row(4, "val"), row(5)])
+    log.sync()
+    log.close()
+    kept = [(r["step"], r["split"]) for r in rows_of(tmp_path)]
+    expected = [(1, "train"), (2, "train"), (2, "val"), (3, "train"), (4, "train")]
+    assert kept == [*expected, (4, "val"), (5, "train")]
+
+
+@pytest.mark.parametrize("rubbish", [b'{"step": 1, "split": "train"}', b"\xff\xfe\n", b"7\n", b""])
+def test_rubbish_at_the_end_is_dropped(tmp_path: Path, rubbish: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = encode_row(row(1)).encode() + b"\n"
+    path.write_bytes(good + rubbish)
+    MetricsLog(path, step=9).close()
+    assert path.read_bytes() == good
+
+
+def test_what_is_not_finite_is_null() -> None:
+    assert json.loads(encode_row({"a": float("nan"), "b": float("inf"), "c": 1.0})) == {
+        "a": None,
+        "b": None,
+        "c": 1.0,
+    }
+
+
+def test_rows_of_a_run(tmp_path: Path) -> None:
+    run_toy(tmp_path)
+    rows = rows_of(tmp_path)
+    train = [r for r in rows if r["split"] == "train"]
+    assert [r["step"] for r in train] == list(range(1, 18))
+    assert train[4]["samples_seen"] == 40 and train[4]["epoch"] == 1.0
+    assert list(train[0]) == [
+        "step",
+        "epoch",
+        "samples_seen",
+        "split",
+        "loss",
+        "root",
+        "gradient_norm",
+        "lr",
+    ]
+    assert [r["step"] for r in rows if r["split"] == "val"] == [6, 12, 17]
+
+
+def test_tensorboard_hides_what_was_lost(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, tensorboard=True, total_steps=8)
+
+    def hook(done: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(tmp_path, settings, hook=hook)
+    run_toy(tmp_path, settings)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 9))
+    losses = [r["loss"] for r in rows_of(tmp_path) if r["split"] == "train"]
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses)
+
+
+def place(step: int, **more: float) -> dict[str, object]:
+    return {"step": step, "epoch": 0.5, "samples_seen": step * 8, "split": "train", **more}
+
+
+def test_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("beit.engine.logging.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(100, log=tmp_path / "log.txt", stream=stream, interval=10)
+    for step in range(1, 101):
+        progress.update(place(step, loss=2.0, accuracy=0.25, lr=1e-3, gradient_norm=1.0), 3 * 10**9)
+        clock[0] += 1.0
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 11 and lines[0].startswith("step 1/100  loss 2  accuracy 0.25")
+    assert lines[1] == (
+        "step 11/100  loss 2  accuracy 0.25  rate 1.00e-03  8 pictures/s  1 min 29 s left  3.0 GB"
+    )
+    assert lines[-1].startswith("step 100/100")
+    assert [line[21:] for line in (tmp_path / "log.txt").read_text().splitlines()] == lines
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_line_on_a_terminal() -> None:
+    stream = Terminal()
+    progress = Progress(3, stream=stream, interval=1000)
+    for step in (1, 2):
+        progress.update(place(step, loss=2.0))
+    progress.say("saved")
+    progress.close()
+    assert stream.getvalue() == ("\r\x1b[2Kstep 1/3  loss 2\r\x1b[2Kstep 2/3  loss 2\nsaved\n")
+
+
+def test_only_rank_0_speaks(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    progress = Progress(3, log=tmp_path / "log.txt", stream=stream, main=False)
+    progress.say("x")
+    progress.update(place(3))
+    progress.close()
+    assert stream.getvalue() == "" and not (tmp_path / "log.txt").exists()
+
+
+def test_a_terminal_that_goes_away_stops_nothing() -> None:
+    stream = Terminal()
+    progress = Progress(3, stream=stream)
+    stream.close()
+    progress._live = True
+    progress.update(place(3))
+    progress.say("x")
+
+
+def test_units() -> None:
+    assert [human_time(s) for s in (4.4, 185, 7800, 3 * 86400 + 4 * 3600)] == [
+        "4 s",
+        "3 min 05 s",
+        "2 h 10 min",
+        "3 d 4 h",
+    ]
+    assert [human_bytes(b) for b in (12, 1500, 3_200_000_000, 4 * 10**12)] == [
+        "12 bytes",
+        "1.5 kB",
+        "3.2 GB",
+        "4.0 TB",
+    ]
+
+
+def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    atomic_write_text(path, "old\n")
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        atomic_write_text(path, "new\n")
+    assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,65 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from beit.engine.run_folder import RunFolder
+from beit.errors import UserError
+from engine.engine_toy import in_child, start_child
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UserError, match="is not empty: add --resume to go on"):
+        RunFolder.open(tmp_path)
+    assert os.listdir(tmp_path) == ["mine"]
+    RunFolder.open(tmp_path, resume=True).close()
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder.open(tmp_path / "mine")
+
+
+def test_an_aborted_beginning_is_no_obstacle(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path / "a" / "run").close()
+    with RunFolder.open(tmp_path / "a" / "run") as run:
+        assert run.path.is_dir() and run.checkpoints == run.path / "checkpoints"
+
+
+def test_other_ranks_neither_make_nor_lock(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "run", main=False) as run:
+        assert not run.path.exists()
+
+
+def try_to_open(folder: str) -> None:
+    try:
+        RunFolder.open(folder, resume=True)
+    except UserError as error:
+        assert "is training in" in str(error) and "process" in str(error)
+        os._exit(2)
+
+
+def hold(folder: str) -> None:
+    run = RunFolder.open(folder, resume=True)
+    worker = os.fork()  # a loader's process, which lives a little longer than a killed parent
+    (run.path / f"ready-{worker}").touch()
+    time.sleep(5 if worker == 0 else 60)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path):
+        assert in_child(try_to_open, str(tmp_path)) == 2
+        with pytest.raises(UserError, match="already training"):
+            RunFolder.open(tmp_path, resume=True)
+    assert in_child(try_to_open, str(tmp_path)) == 0
+
+
+def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
+    process = start_child(hold, str(tmp_path))
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        time.sleep(0.02)
+    with pytest.raises(UserError, match=f"process {process.pid} on .* is training"):
+        RunFolder.open(tmp_path, resume=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    RunFolder.open(tmp_path, resume=True).close()

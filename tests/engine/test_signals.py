@@ -1,0 +1,103 @@
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from beit.engine.checkpoints import Checkpoints
+from beit.engine.fit import fit
+from beit.engine.protocol import Evaluation
+from beit.engine.run_folder import RunFolder
+from beit.engine.signals import StopSignal
+from beit.errors import Interrupted
+from engine.engine_toy import (
+    SETTINGS,
+    ToyTask,
+    hash_of,
+    rows_of,
+    run_toy,
+    start_child,
+    toy_batches,
+    toy_evaluation,
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_saves_leaves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    run_toy(tmp_path / "whole")
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def hook(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), number)
+
+    folder = tmp_path / "parts"
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 7 of 17.*--resume"):
+        run_toy(folder, hook=hook)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert Checkpoints(folder / "checkpoints").steps()[-1] == 7
+    run_toy(folder)
+    assert hash_of(folder) == hash_of(tmp_path / "whole")
+
+
+def test_an_evaluation_is_broken_off_and_done_again(tmp_path: Path) -> None:
+    run_toy(tmp_path / "whole")
+    asked: list[int] = []
+
+    def slow(task: nn.Module, step: int) -> Evaluation:
+        asked.append(step)
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return toy_evaluation(task, step)
+
+    folder, started = tmp_path / "parts", time.monotonic()
+    with RunFolder.open(folder) as run, pytest.raises(Interrupted, match="after step 12"):
+        names = {"data": "toy", "recipe": "toy"}
+        fit(ToyTask(), toy_batches(SETTINGS), SETTINGS, run=run, evaluate=slow, fingerprints=names)
+    assert time.monotonic() - started < 10 and asked == [6, 12]
+    assert [r["step"] for r in rows_of(folder) if r["split"] == "val"] == [6]
+    run_toy(folder)
+    assert hash_of(folder) == hash_of(tmp_path / "whole")
+
+
+def test_without_a_folder_it_says_that_nothing_is_kept() -> None:
+    settings = replace(SETTINGS, evaluate_every=0)
+
+    def prepare(batch: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return batch
+
+    with pytest.raises(Interrupted, match="nothing is saved, because the run has no folder$"):
+        fit(ToyTask(), toy_batches(settings), settings, prepare=prepare)
+
+
+def test_a_loader_that_dies_of_the_same_signal_does_no_harm(tmp_path: Path) -> None:
+    def hook(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    with pytest.raises(Interrupted, match="after step 6"):
+        run_toy(tmp_path, hook=hook)
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
+
+
+def sleep_through_it() -> None:
+    with StopSignal():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the shell's and the launcher's: one Ctrl-C
+        time.sleep(30)
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    process, started = start_child(sleep_through_it), time.monotonic()
+    while process.is_alive() and time.monotonic() - started < 30:
+        time.sleep(1.2)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGINT
