@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("report", "masking", "randomness"),
     },
     "cli": {"recipes", "report", "engine.distribution"},
+    "api": {"nn", "recipes", "tokenizer"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,83 @@
+"""What a notebook needs: the same things that the command line does, as functions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit.nn.encoder import Encoder
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.presets import PresetName, SizeName, encoder_config
+from beit.recipes import train
+from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.named import pretrain_recipe, tokenizer_recipe
+from beit.recipes.overrides import replace
+from beit.recipes.reporting import write_report
+from beit.recipes.saved_models import load
+from beit.recipes.stage import RunRequest
+from beit.tokenizer.dvae import DiscreteVAE
+
+__all__ = ["encoder", "load", "pretrain", "recipe", "train_tokenizer", "write_report"]
+
+Model = DiscreteVAE | MaskedImageModel
+
+
+def recipe(name: str, changes: Mapping[str, Any] | None = None) -> PretrainRecipe:
+    """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
+
+    Its `tokenizer` field is the recipe of the tokenizer.
+
+    Raises:
+        UserError: There is no such recipe or field, or a value is impossible.
+    """
+    return replace(pretrain_recipe(name), changes or {})
+
+
+def encoder(
+    size: SizeName = "base",
+    preset: PresetName = "paper",
+    image_size: tuple[int, int] = (224, 224),
+    patch_size: tuple[int, int] = (16, 16),
+) -> Encoder:
+    """A freshly initialised encoder: (B, 3, H, W) normalised floats to (B, 1 + N, D) tokens.
+
+    The final LayerNorm belongs to the heads. Normalisation is ImageNet's
+    (`beit.data.augment.normalise`). For a pre-trained encoder take `load(path).encoder`.
+    """
+    return Encoder(encoder_config(size, preset, image_size, patch_size))
+
+
+def train_tokenizer(
+    recipe: str | TokenizerRecipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Stage 1, as `beit tokenizer`; returns what `--json` prints.
+
+    Args:
+        recipe: A name, or a value such as `beit.recipe("tiny").tokenizer`.
+        data: A folder of pictures, or any other source the command line takes.
+        out: The run folder.
+        resume: Go on with the run in it.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+    """
+    wanted = tokenizer_recipe(recipe) if isinstance(recipe, str) else recipe
+    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    return train.train_tokenizer(wanted, request)
+
+
+def pretrain(
+    recipe: str | PretrainRecipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Stage 2, as `beit pretrain`; without `tokenizer` stage 1 comes first, into `out/tokenizer`."""
+    wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
+    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    return train.pretrain(wanted, request, tokenizer)

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import beit
+from beit.errors import UserError
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = "import sys, beit; assert not {'torch', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", beit.__all__)
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    assert getattr(beit, name).__doc__
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="pretrian"):
+        beit.pretrian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_an_encoder_from_the_api_encodes() -> None:
+    encoder = beit.encoder("digits", "plus", (16, 32), (4, 8))
+    assert encoder(torch.zeros(2, 3, 16, 32)).tokens.shape == (2, 1 + 4 * 4, 96)
+
+
+def test_recipes_change_by_dotted_name() -> None:
+    assert beit.recipe("tiny", {"optim.lr": 3e-4}).optim.lr == 3e-4
+    with pytest.raises(UserError, match="optim.lr"):
+        beit.recipe("tiny", {"optim.lrr": 3e-4})
