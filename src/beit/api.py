@@ -77,7 +77,7 @@ def pretrain(
     resume: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Stage 2, as `beit pretrain`; without `tokenizer` stage 1 comes first, into `out/tokenizer`."""
+    """Stage 2, as `beit pretrain`; without `tokenizer` stage 1 comes first."""
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
     return train.pretrain(wanted, request, tokenizer)
