@@ -17,6 +17,24 @@ from beit.recipes.models import (
 from beit.recipes.overrides import replace
 
 
+TOKENIZER_VIEWS = ViewRecipe(scale=(0.35, 1.0), jitter=0.0)
+
+
+def tokenizer_optim(steps: int) -> OptimRecipe:
+    """What was found to train a small discrete VAE well (docs/tokenizer.md)."""
+    return OptimRecipe(
+        lr=3e-3,
+        base_batch=64,
+        batch=64,
+        steps=steps,
+        warmup_steps=steps // 20,
+        min_lr=6e-5,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+        clip=1.0,
+    )
+
+
 def digits() -> PretrainRecipe:
     """scikit-learn's 1,797 scans: a minute or two on two CPU cores; what `beit demo` runs."""
     views = ViewRecipe(scale=(0.6, 1.0), jitter=0.0, flip=False)
@@ -50,10 +68,8 @@ def tiny() -> PretrainRecipe:
     tokenizer = TokenizerRecipe(
         name="tiny",
         model=TokenizerModelRecipe(preset="tiny"),
-        views=ViewRecipe(scale=(0.2, 1.0), jitter=0.0),
-        optim=OptimRecipe(
-            lr=1e-3, base_batch=64, batch=64, steps=1600, warmup_steps=50, min_lr=1e-5, clip=1.0
-        ),
+        views=TOKENIZER_VIEWS,
+        optim=tokenizer_optim(steps=1600),
         engine=EngineRecipe(save_every=200),
     )
     return PretrainRecipe(
@@ -76,10 +92,8 @@ def small() -> PretrainRecipe:
     tokenizer = TokenizerRecipe(
         name="small",
         model=TokenizerModelRecipe(preset="small"),
-        views=ViewRecipe(scale=(0.2, 1.0), jitter=0.0),
-        optim=OptimRecipe(
-            lr=1e-3, base_batch=64, batch=64, steps=4000, warmup_steps=100, min_lr=1e-5, clip=1.0
-        ),
+        views=TOKENIZER_VIEWS,
+        optim=tokenizer_optim(steps=4000),
         engine=EngineRecipe(save_every=500),
     )
     return PretrainRecipe(
