@@ -1,15 +1,16 @@
 """The command line: what a person types, and what they are told.
 
 Progress goes to standard error, results to standard output; with `--json` the last line of standard
-output is one JSON object. Exit status: 0 done, 2 the user's mistake, 1 ours, 128 + the signal's
-number when a signal ended the run (its state is saved). Nothing heavy is imported before a command
-is known, so that `--help` answers at once.
+output is one JSON object. Exit status: 0 done, 2 the user's mistake, 1 ours (with a traceback where
+a sentence does not say it all), 128 + the signal's number when a signal ended the run (its state is
+saved). Nothing heavy is imported before a command is known, so that `--help` answers at once.
 """
 
 import argparse
 import difflib
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,23 +50,60 @@ def _nearest_choice(message: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options, rest = parser().parse_known_args(arguments)
-        if rest and not getattr(options, "takes_overrides", False):
-            raise UserError(_unexpected(rest[0], options))
-        options.overrides, options.argv = rest, arguments
+        options = _options(list(sys.argv[1:] if argv is None else argv))
         result: dict[str, Any] | None = options.run(options)
+        if result and options.json:  # ranks beside the first have none
+            print(json.dumps(result, default=str), flush=True)
+        return 0
     except UserError as error:
         return _complain(str(error), 2)
     except Interrupted as stop:
         return _complain(str(stop), 128 + int(getattr(stop, "signal", 2)))
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C", 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    if result is not None and options.json:
-        print(json.dumps(result, default=str), flush=True)
-    return 0
+    except Exception as error:
+        return _ours(error)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; what sets recipe fields is kept as `overrides`."""
+    plain, overrides = _without_overrides(arguments)
+    options, rest = parser().parse_known_args(plain)
+    rest += overrides
+    if rest and not getattr(options, "takes_overrides", False):
+        raise UserError(_unexpected(rest[0], options))
+    options.overrides, options.argv = rest, arguments
+    return options
+
+
+def _without_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off `--dotted.name value`, so that argparse cannot take the value for a RECIPE."""
+    plain, overrides, waiting = [], [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, _ = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            plain.append(argument)
+        elif equals or not waiting or waiting[0].startswith("--"):
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={waiting.pop(0)}")
+    return plain, overrides
+
+
+def _ours(error: Exception) -> int:
+    """Tell a failure that is not the user's: in a sentence where that says it all."""
+    from beit.recipes.failures import sentence_of
+
+    sentence = sentence_of(error)
+    if sentence is not None:
+        return _complain(sentence, 1)
+    traceback.print_exception(error)
+    return _complain("this is a fault of beit's; please report it with the lines above", 1)
 
 
 def _complain(sentence: str, status: int) -> int:
@@ -151,7 +189,7 @@ def _data(commands: Any) -> None:
     for name, text in texts.items():
         action = _command(actions, name, text, _run_data)
         action.add_argument("data", metavar="SRC", help=SOURCES)
-        action.add_argument("--split", choices=("train", "val"), default="train")
+        action.add_argument("--split", choices=("train", "val", "all"), default="all")
         action.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
 
 
@@ -175,13 +213,18 @@ def _report(commands: Any) -> None:
 
 def _launched(options: argparse.Namespace) -> bool:
     """Start the ranks when several are asked for; true in the parent, which has then waited."""
+    count = options.processes if options.gpus is None else options.gpus
+    if count is None:
+        return False
+    if options.device is not None:
+        raise UserError("--gpus and --processes choose the devices; leave --device away")
+    if count == 1:
+        return False
     from beit.engine.distribution import launch
 
-    count = options.gpus or options.processes
-    if not count or count == 1:
-        return False
-    kind = "cuda" if options.gpus else "cpu"
-    launch(count, [sys.executable, "-m", "beit", *_without_processes(options.argv)], kind)
+    kind = "cpu" if options.gpus is None else "cuda"
+    rank = [sys.executable, "-m", "beit", *_without_processes(options.argv), "--device", kind]
+    launch(count, rank, kind)
     return True
 
 

@@ -19,15 +19,18 @@ class BadPictureLog:
     Several ranks may share one file: each reads what the others added before it counts.
     """
 
-    def __init__(self, folder: Path, source: Source, most: float = 0.01) -> None:
+    def __init__(
+        self, folder: Path, source: Source, most: float = 0.01, *, name: str = FILE_NAME
+    ) -> None:
         """Open the log of a run.
 
         Args:
             folder: The run folder; an existing log goes on.
             source: Names the pictures and says how many there are.
             most: Share of bad pictures above which the run stops.
+            name: Of the file in the folder.
         """
-        self._path = folder / FILE_NAME
+        self._path = folder / name
         self._source = source
         self._most = most
         self._offset = 0

@@ -28,7 +28,7 @@ from beit.recipes.models import (
 )
 from beit.tasks.pretrain import Pixels, PretrainTask, VisualTokens
 from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
-from beit.tokenizer.config import DiscreteVAEConfig
+from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.presets import PRESETS
 
@@ -43,9 +43,15 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name} is no device; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is no device to train on; use cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here")
     return device
 
 
@@ -77,7 +83,8 @@ def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
 def tokenizer_config(recipe: TokenizerModelRecipe) -> DiscreteVAEConfig:
     """The discrete VAE's architecture."""
     explicit = recipe.model_dump(exclude={"preset"}, exclude_none=True)
-    return replace(PRESETS[recipe.preset], **explicit)
+    presets = {**PRESETS, "dalle": dalle_config()}
+    return replace(presets[recipe.preset], **explicit)
 
 
 def encoder_config_of(recipe: EncoderRecipe) -> EncoderConfig:
@@ -184,7 +191,7 @@ def fit_settings(
         ema=optim.ema,
         precision=choose_precision(engine.precision, device),
         compile=engine.compile,
-        device=device.type,
+        device=str(device),
         log_every=engine.log_every,
         save_every=engine.save_every,
         keep=engine.keep,

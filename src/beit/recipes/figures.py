@@ -34,6 +34,7 @@ from beit.tokenizer.dvae import DiscreteVAE
 SHOWN = 12
 BATCH = 100
 MOST_COUNTED = 5_000  # pictures; more do not change the curve of use
+MOST_KNOWN = 20_000  # training pictures in which neighbours are looked for
 NEIGHBOURS = 20
 
 
@@ -46,15 +47,19 @@ class Pictures:
 
     def batches(self, views: ViewSettings, masks: MaskPlan | None = None) -> Iterator[ImageBatch]:
         """Centre crops, without draws."""
-        few = Subset(self.source, range(min(len(self.source), MOST_COUNTED)))
+        few = spread_over(self.source, MOST_COUNTED)
         return prepared_batches(few, views, masks, BATCH, self.device)
 
     def some(self, views: ViewSettings, masks: MaskPlan | None = None) -> ImageBatch:
         """A few pictures spread evenly over the source."""
-        count = min(SHOWN, len(self.source))
-        places = [round(i * (len(self.source) - 1) / max(1, count - 1)) for i in range(count)]
-        chosen = Subset(self.source, places)
-        return next(prepared_batches(chosen, views, masks, count, self.device))
+        chosen = spread_over(self.source, SHOWN)
+        return next(prepared_batches(chosen, views, masks, SHOWN, self.device))
+
+
+def spread_over(source: Source, most: int) -> Source:
+    """At most so many pictures, evenly over a source that may be sorted by class."""
+    count = min(most, len(source))
+    return Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
 
 
 def _token_views(model: DiscreteVAE) -> ViewSettings:
@@ -124,6 +129,7 @@ def neighbour_table(
     recipe: PretrainRecipe, model: MaskedImageModel, train: Source, validation: Source
 ) -> Table:
     """Nearest-neighbour accuracy by layer, trained against untrained."""
+    train, validation = spread_over(train, MOST_KNOWN), spread_over(validation, MOST_COUNTED)
     untrained = masked_image_model(recipe, vocabulary=2).encoder
     depth = model.encoder.config.depth
     layers = sorted({round((depth - 1) * part / 3) for part in (0, 1, 2, 3)})

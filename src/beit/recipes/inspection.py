@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
+from beit.data.packed import Split
+from beit.errors import UserError
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.named import describe, pretrain_recipe
 from beit.recipes.overrides import apply_overrides, dotted_names
-
-Split = Literal["train", "val"]
 
 
 def show_recipe(name: str, overrides: Sequence[str], *, quiet: bool = False) -> dict[str, Any]:
@@ -86,9 +86,14 @@ def data_info(spec: str, split: Split) -> dict[str, Any]:
 
 
 def check_data(spec: str, split: Split, workers: int | None) -> dict[str, Any]:
-    """Read every picture and list the bad ones, with path and reason."""
+    """Read every picture and print the bad ones, with path and reason."""
     from beit.data.check import check
     from beit.data.sources import open_source
 
-    report = asdict(check(open_source(spec, split), workers or 0))
-    return report
+    if workers is not None and workers < 0:
+        raise UserError(f"--workers {workers}: there cannot be fewer than 0 loader processes")
+    report = check(open_source(spec, split), workers or 0)
+    for bad in report.bad:
+        print(f"{bad.path}: {bad.reason}")
+    print(f"{report.name}: {report.pictures} pictures, {len(report.bad)} of them unreadable")
+    return asdict(report)

@@ -5,19 +5,21 @@ field's description is its documentation: `beit recipes show NAME` prints it.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from beit.errors import UserError
 
-Size = tuple[int, int]  # (height, width)
+Length = Annotated[int, Field(gt=0)]
+Size = tuple[Length, Length]  # (height, width)
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Frozen(BaseModel):
     """A value: it does not change, and it holds nothing it was not asked to hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ViewRecipe(Frozen):
@@ -64,7 +66,7 @@ class OptimRecipe(Frozen):
     warmup_epochs: float = Field(10, ge=0, description="warm-up in passes over the data")
     min_lr: float = Field(1e-5, ge=0, description="rate at the end, scaled like lr")
     weight_decay: float = Field(0.05, ge=0, description="not on biases, 1-D, positions, [S]")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averages")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     clip: float | None = Field(3.0, gt=0, description="gradient norm; null for none")
     ema: float | None = Field(None, gt=0, lt=1, description="average of weights; null for none")
@@ -99,7 +101,7 @@ class OptimRecipe(Frozen):
 class EngineRecipe(Frozen):
     """How the machine is used and how often something is written."""
 
-    seed: int = Field(0, ge=0, description="the key of every draw")
+    seed: int = Field(0, ge=0, lt=2**62, description="the key of every draw")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast; auto is bfloat16 where the hardware has it"
     )
@@ -115,7 +117,7 @@ class EngineRecipe(Frozen):
 class TokenizerModelRecipe(Frozen):
     """The discrete VAE; a preset and what differs from it (null: as the preset has it)."""
 
-    preset: Literal["digits", "tiny", "small", "base", "dalle"] = Field(
+    preset: Literal["digits", "tiny", "small", "base", "large", "dalle"] = Field(
         "tiny", description="architecture to start from"
     )
     image_size: Size | None = Field(None, description="training view, pixels (height, width)")
@@ -131,7 +133,7 @@ class TokenizerModelRecipe(Frozen):
 class RelaxationRecipe(Frozen):
     """The relaxed bound and its schedules; shares are parts of the whole run."""
 
-    kl_weight: float = Field(6.6, ge=0, description="weight on KL(q(z|x) || uniform); 1: the bound")
+    kl_weight: float = Field(1.0, ge=0, description="weight on KL(q(z|x) || uniform); 1: the bound")
     kl_warmup: float = Field(0.02, ge=0, le=1, description="share over which it rises from 0")
     marginal_weight: float = Field(
         0.3, ge=0, description="extra weight on KL(mean posterior || uniform); not in the bound"

@@ -15,6 +15,10 @@ from pydantic import BaseModel, ValidationError
 from beit.errors import UserError
 
 AnyRecipe = TypeVar("AnyRecipe", bound=BaseModel)
+# What changes how fast or how often, but nothing that is trained.
+FREE_TO_CHANGE = frozenset(
+    {"data.workers", "data.timeout", "engine.log_every", "engine.save_every", "engine.keep"}
+)
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 3e-4 for a string
 
 
@@ -26,6 +30,15 @@ def dotted_names(recipe: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any
             yield from dotted_names(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value, field.description or ""
+
+
+def deciding_fields(recipe: BaseModel) -> dict[str, Any]:
+    """The fields that decide what is trained, by dotted name."""
+    return {
+        name: value
+        for name, value, _ in dotted_names(recipe)
+        if name.removeprefix("tokenizer.") not in FREE_TO_CHANGE
+    }
 
 
 def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence[str]) -> AnyRecipe:
@@ -52,10 +65,10 @@ def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
     tree = recipe.model_dump()
     for name, value in changes.items():
         *path, last = name.split(".")
-        node = tree
+        node: Any = tree
         for part in path:
-            node = node[part]
-        if last not in node:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
             raise UserError(_unknown(name, [n for n, _, _ in dotted_names(recipe)], (), recipe))
         node[last] = value
     return validated(type(recipe), tree)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from beit.data.sources import Source, open_source
 from beit.errors import UserError
 from beit.evaluation.few_labels import spread
+from beit.recipes.checks import read_recipe
 from beit.recipes.figures import (
     Pictures,
     codebook_figure,
@@ -80,9 +80,7 @@ class _Run:
 
     @cached_property
     def recipe(self) -> TokenizerRecipe | PretrainRecipe:
-        tree = yaml.safe_load(self.recipe_text)
-        if not isinstance(tree, Mapping):
-            raise UserError(f"{self.path / 'recipe.yaml'} is not a recipe")
+        tree = read_recipe(self.path / "recipe.yaml")
         origin = f"{self.path / 'recipe.yaml'}: "
         if "encoder" in tree:
             return validated(PretrainRecipe, tree, origin)

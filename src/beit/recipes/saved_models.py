@@ -4,6 +4,7 @@ Nothing in either file is executed. A tokenizer is told from a masked-image mode
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +19,8 @@ from beit.errors import UserError
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
-from beit.tokenizer.storage import load as load_tokenizer
 
 KIND = "masked-image-model"
 _TUPLES = ("image_size", "patch_size")
@@ -46,6 +47,15 @@ def save_masked_image_model(
     atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
 
 
+def save_tokenizer(folder: Path, model: DiscreteVAE) -> None:
+    """Write a tokenizer, weights first: a folder with its config.json has it whole."""
+    unfinished = folder / ".tokenizer.tmp"
+    storage.save(model, unfinished)
+    for name in (storage.WEIGHTS_FILE, storage.CONFIG_FILE):
+        atomic_write_bytes(folder / name, (unfinished / name).read_bytes())
+    shutil.rmtree(unfinished)
+
+
 def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:
     """Load what a run folder holds: a tokenizer or a pre-trained model, in evaluation mode.
 
@@ -56,7 +66,7 @@ def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:
     config = read_config(folder)
     kind = config.get("kind")
     if kind == "tokenizer":
-        return load_tokenizer(folder)
+        return storage.load(folder)
     if kind != KIND:
         raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
     return _masked_image_model(folder, config).eval()

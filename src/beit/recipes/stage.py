@@ -3,9 +3,11 @@
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,11 @@ from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult
 from beit.errors import UserError
 from beit.recipes.build import fit_settings, loader_settings
+from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
-from beit.recipes.overrides import dotted_names
+from beit.recipes.overrides import deciding_fields
 
-# Fields that change how fast or how often, but nothing that is trained.
-FREE_TO_CHANGE = frozenset(
-    {"data.workers", "data.timeout", "engine.log_every", "engine.save_every", "engine.keep"}
-)
+BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Stage:
         evaluate: Evaluate | None,
     ) -> FitResult:
         """Train the task on random views of the training pictures."""
-        recipe = self.recipe
+        recipe, accepts = self.recipe, self.request.accept_changed_data
+        settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
         loader = loader_settings(recipe, self.world, self.device)
         log = BadPictureLog(self.run.path, self.train, recipe.data.bad_share)
 
@@ -88,7 +89,7 @@ class Stage:
         return fit(
             task.to(self.device),
             batches,
-            fit_settings(recipe.optim, recipe.engine, len(self.train), self.device),
+            replace(settings, accept_changed=frozenset({"data"} if accepts else ())),
             run=self.run,
             prepare=prepare,
             evaluate=evaluate if len(self.validation) else None,
@@ -100,7 +101,16 @@ class Stage:
         self, views: ViewSettings, masks: MaskPlan | None, batch_size: int
     ) -> Iterator[ImageBatch]:
         """Centre crops of the validation pictures on the device, each once."""
-        return prepared_batches(self.validation, views, masks, batch_size, self.device)
+        log = self._bad_validation_pictures
+        return prepared_batches(self.validation, views, masks, batch_size, self.device, log)
+
+    @cached_property
+    def _bad_validation_pictures(self) -> BadPictureLog | None:
+        """Names the unreadable ones, which are left out; they never stop a run."""
+        if not self.world.main:
+            return None
+        name = BAD_VALIDATION_PICTURES
+        return BadPictureLog(self.run.path, self.validation, 1.0, name=name)
 
     def finish(self, result: FitResult, more: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, which is what `--json` prints."""
@@ -125,9 +135,10 @@ def prepared_batches(
     masks: MaskPlan | None,
     batch_size: int,
     device: torch.device,
+    log: BadPictureLog | None = None,
 ) -> Iterator[ImageBatch]:
     """An evaluation pass with the device work done."""
-    for batch in evaluation_batches(source, views, masks, batch_size, workers=0):
+    for batch in evaluation_batches(source, views, masks, batch_size, workers=0, log=log):
         yield prepare(batch.to(device))
 
 
@@ -140,37 +151,49 @@ def open_stage(
 ) -> Iterator[Stage]:
     """Open the data and the run folder; a run that cannot go on is refused before any work."""
     train, validation = open_source(request.data, "train"), open_source(request.data, "val")
-    with RunFolder.open(request.out, resume=request.resume, main=world.main) as run:
+    refuse_impossible(recipe, world.size, len(train), device)
+    with _enter(request, main=world.main) as run:
         if world.main:
-            _record(recipe, request, run)
+            _record(recipe, request, run, train)
         yield Stage(recipe, request, world, device, run, train, validation)
 
 
 def recipe_fingerprint(recipe: Frozen) -> str:
     """A hash of every field that decides what is trained."""
-    fields = {n: v for n, v, _ in dotted_names(recipe) if n not in FREE_TO_CHANGE}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    fields = json.dumps(deciding_fields(recipe), sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
-def _record(recipe: Frozen, request: RunRequest, run: RunFolder) -> None:
-    """Write recipe.yaml and source.json, or see that a resumed run has the same recipe."""
+def _enter(request: RunRequest, *, main: bool) -> RunFolder:
+    out = request.out
+    if main and request.resume and _holds_something_else(out):
+        raise UserError(
+            f"{out} holds no run to go on with (it has no recipe.yaml); give the folder of a run, "
+            "or begin a new one in an empty folder"
+        )
+    try:
+        return RunFolder.open(out, resume=request.resume, main=main)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+
+
+def _holds_something_else(folder: Path) -> bool:
+    """Whether a folder has content, and not that of a run, however early it was killed."""
+    if not folder.is_dir() or (folder / "recipe.yaml").is_file():
+        return False
+    ours = (".lock", "recipe.yaml.tmp-")
+    return any(not path.name.startswith(ours) for path in folder.iterdir())
+
+
+def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) -> None:
+    """Write recipe.yaml and source.json, or see that a resumed run has the same of both."""
+    file = run.path / "source.json"
     if run.recipe.is_file():
-        _refuse_other_recipe(recipe, run.recipe)
+        refuse_other_recipe(recipe, run.recipe)
+    if file.is_file():
+        refuse_other_data(train, file, accepted=request.accept_changed_data)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     atomic_write_text(run.recipe, text)
-    atomic_write_text(run.path / "source.json", json.dumps({"data": request.data}) + "\n")
-
-
-def _refuse_other_recipe(recipe: Frozen, file: Path) -> None:
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for name, value, _ in dotted_names(recipe):
-        node = before
-        for part in name.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        if node != json.loads(json.dumps(value)) and name.removeprefix("tokenizer.") not in (
-            FREE_TO_CHANGE
-        ):
-            raise UserError(
-                f"the run in {file.parent} was made with --{name} {node}, not {value}; "
-                "resume with the same recipe or choose another --out"
-            )
+    where = os.path.abspath(request.data) if os.path.lexists(request.data) else request.data
+    source = {"data": where, "pictures": len(train), "fingerprint": train.fingerprint}
+    atomic_write_text(file, json.dumps(source) + "\n")

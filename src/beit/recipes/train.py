@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from beit.batch import ImageBatch
 from beit.engine.distribution import World, process_group
-from beit.engine.files import atomic_write_bytes
 from beit.engine.protocol import Evaluation
 from beit.errors import UserError
 from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
@@ -25,8 +24,9 @@ from beit.recipes.build import (
     view_settings,
 )
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
-from beit.recipes.saved_models import load, save_masked_image_model
+from beit.recipes.saved_models import load, save_masked_image_model, save_tokenizer
 from beit.recipes.stage import RunRequest, Stage, open_stage
+from beit.report.metrics import read_metrics
 from beit.tasks.pretrain import PretrainTask, VisualTokens
 from beit.tasks.tokenize import TokenizeTask
 from beit.tokenizer import storage
@@ -54,7 +54,7 @@ def _train_tokenizer(
             return {}
         _take_average(task, result.average)
         model = task.model
-        storage.save(model, stage.run.path)
+        save_tokenizer(stage.run.path, model)
         return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
 
 
@@ -65,20 +65,32 @@ class CodebookWatch:
         assert isinstance(stage.recipe, TokenizerRecipe)
         self.stage = stage
         self.total = stage.recipe.optim.total_steps(len(stage.train))
-        self.perplexities: list[float] = []
+        self.warmup = stage.recipe.relaxation.kl_warmup
+        self.perplexities: list[float] | None = None
 
     def __call__(self, task: nn.Module, step: int) -> Evaluation:
         """One evaluation: metrics, and a reason to stop when the codebook is dead."""
         assert isinstance(task, TokenizeTask)
         report = self.measure(task.model)
-        progress = step / self.total
         warning = collapse_warning(report)
         reason = None
-        if progress > task.settings.kl_warmup:
+        if self.perplexities is None:
+            self.perplexities = self._before(step)
+        if step > self.warmup * self.total:
             self.perplexities.append(report.perplexity)
-            if hopeless(self.perplexities, progress):
+            if hopeless(self.perplexities, step / self.total):
                 reason = f"the codebook is dead and will not recover: {warning}"
         return Evaluation(report.metrics(), reason, warning)
+
+    def _before(self, step: int) -> list[float]:
+        """What was measured before a resumption, so that the run ends as if it never stopped."""
+        file = self.stage.run.metrics
+        rows = read_metrics(file) if file.is_file() else []
+        return [
+            float(row["perplexity"])
+            for row in rows
+            if row["split"] == "val" and self.warmup * self.total < row["step"] < step
+        ]
 
     def measure(self, model: DiscreteVAE) -> CodebookReport:
         """The codebook over the validation set."""
@@ -106,25 +118,31 @@ def pretrain(
             trained first, into the folder `tokenizer` of the run.
     """
     device = choose_device(request.device)
-    with process_group(device.type) as world, open_stage(recipe, request, world, device) as stage:
-        vae = _tokenizer_of(stage, tokenizer)
-        task = pretrain_task(recipe, vae)
-        grid = encoder_config_of(recipe.encoder).grid
-        token_view = None if vae is None else token_view_size(vae, grid)
-        views = view_settings(
-            recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view
-        )
-        masks = mask_plan(recipe)
-        evaluate = None if vae is None else PredictionWatch(stage, vae)
-        result = stage.fit(task, views, masks, evaluate)
-        if not world.main:
-            return {}
-        facts = {"recipe": recipe.name}
-        if vae is not None:
-            facts["tokenizer"] = storage.fingerprint(vae)
-        _take_average(task, result.average)
-        save_masked_image_model(stage.run.path, task.model, facts)
-        return stage.finish(result, {})
+    with process_group(device.type) as world:
+        given = None
+        if tokenizer is not None:
+            given = _given_tokenizer(recipe, Path(tokenizer), request.out)
+        with open_stage(recipe, request, world, device) as stage:
+            return _pretrain(recipe, stage, given)
+
+
+def _pretrain(recipe: PretrainRecipe, stage: Stage, given: DiscreteVAE | None) -> dict[str, Any]:
+    vae = _tokenizer_of(stage, given)
+    task = pretrain_task(recipe, vae)
+    grid = encoder_config_of(recipe.encoder).grid
+    token_view = None if vae is None else token_view_size(vae, grid)
+    views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
+    masks = mask_plan(recipe)
+    evaluate = None if vae is None else PredictionWatch(stage, vae)
+    result = stage.fit(task, views, masks, evaluate)
+    if not stage.world.main:
+        return {}
+    facts = {"recipe": recipe.name}
+    if vae is not None:
+        facts["tokenizer"] = storage.fingerprint(vae)
+    _take_average(task, result.average)
+    save_masked_image_model(stage.run.path, task.model, facts)
+    return stage.finish(result, {})
 
 
 class PredictionWatch:
@@ -183,42 +201,48 @@ def _take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:
                 parameter.copy_(average[name])
 
 
-def _tokenizer_of(stage: Stage, given: str | Path | None) -> DiscreteVAE | None:
-    """The frozen tokenizer of a pre-training run, trained first when none is given."""
-    recipe, own = stage.recipe, stage.run.path / "tokenizer"
-    assert isinstance(recipe, PretrainRecipe)
+def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> DiscreteVAE:
+    """Load the tokenizer that was asked for, while nothing has been made yet."""
     if recipe.objective.target == "pixels":
-        return None
-    if given is not None:
-        tokenizer = load_tokenizer(Path(given))
-        if stage.world.main:
-            _keep_copy(Path(given), tokenizer, own)
-    else:
-        if not (own / "config.json").is_file():
-            request = replace(stage.request, out=own, resume=True)
-            _train_tokenizer(recipe.tokenizer, request, stage.world, stage.device)
-        stage.world.barrier()
-        tokenizer = load_tokenizer(own)
-    return tokenizer.to(stage.device).requires_grad_(False).eval()
+        raise UserError(f"--tokenizer {folder} has no use: objective.target is pixels")
+    tokenizer, own = load_tokenizer(folder), out / "tokenizer"
+    if (own / "config.json").is_file():
+        if storage.fingerprint(load_tokenizer(own)) != storage.fingerprint(tokenizer):
+            raise UserError(
+                f"the run in {out} was made with another tokenizer than {folder}; "
+                "resume with the same one or choose another --out"
+            )
+    elif (own / "recipe.yaml").is_file():
+        raise UserError(f"the run in {out} trains its own tokenizer; resume without --tokenizer")
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> DiscreteVAE:
     """Load a tokenizer and refuse anything else."""
     model = load(folder)
     if not isinstance(model, DiscreteVAE):
-        raise UserError(f"--tokenizer {folder} holds a pre-trained model, not a tokenizer")
+        raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
     return model
 
 
-def _keep_copy(given: Path, tokenizer: DiscreteVAE, own: Path) -> None:
-    """Copy the tokenizer into the run, so that the run can be read without the original."""
-    if (own / "config.json").is_file():
-        if storage.fingerprint(load_tokenizer(own)) != storage.fingerprint(tokenizer):
-            raise UserError(
-                f"the run in {own.parent} was made with another tokenizer than {given}; "
-                "resume with the same one or choose another --out"
-            )
-        return
-    own.mkdir(exist_ok=True)
-    for name in ("model.safetensors", "config.json"):
-        atomic_write_bytes(own / name, (given / name).read_bytes())
+def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None:
+    """The frozen tokenizer of a pre-training run, trained first when none is given."""
+    recipe, own = stage.recipe, stage.run.path / "tokenizer"
+    assert isinstance(recipe, PretrainRecipe)
+    if recipe.objective.target == "pixels":
+        return None
+    if given is None:
+        # Rank 0 decides: another one may look when the answer has changed already.
+        if stage.world.tell("" if _is_there(own) else "train it"):
+            request = replace(stage.request, out=own)
+            _train_tokenizer(recipe.tokenizer, request, stage.world, stage.device)
+    elif stage.world.main and not (own / "config.json").is_file():
+        save_tokenizer(own, given)  # so that the run can be read without the original
+    stage.world.barrier()
+    return load_tokenizer(own).to(stage.device).requires_grad_(False).eval()
+
+
+def _is_there(own: Path) -> bool:
+    """Whether a run has its tokenizer: trained to the last file, or a copy of a given one."""
+    trained_here = (own / "recipe.yaml").is_file()
+    return (own / ("result.json" if trained_here else "config.json")).is_file()

@@ -1,0 +1,92 @@
+"""What is refused before any work: impossible recipes, and runs that would go on as another run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
+from beit.data.sources import Source
+from beit.errors import UserError
+from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
+from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
+from beit.recipes.overrides import deciding_fields
+from beit.tasks.tokenize import TokenizeSettings
+
+
+def refuse_impossible(
+    recipe: TokenizerRecipe | PretrainRecipe, ranks: int, pictures: int, device: torch.device
+) -> None:
+    """Build every configuration of a recipe once, while nothing has been made yet.
+
+    Raises:
+        UserError: Two of its values do not go together.
+    """
+    if isinstance(recipe, PretrainRecipe):
+        plan = mask_plan(recipe)
+        assert encoder_config_of(recipe.encoder).grid == plan.grid and plan.capacity
+        if recipe.objective.target == "tokens":
+            refuse_impossible(recipe.tokenizer, ranks, pictures, device)
+    else:
+        tokenizer_config(recipe.model)
+        TokenizeSettings(**recipe.relaxation.model_dump())
+    fit_settings(recipe.optim, recipe.engine, pictures, device).micro_batch(ranks)
+
+
+def refuse_other_recipe(recipe: Frozen, file: Path) -> None:
+    """See that a run folder's recipe.yaml says what is asked for now.
+
+    Raises:
+        UserError: A field that decides what is trained differs.
+    """
+    before = read_recipe(file)
+    for name, value in deciding_fields(recipe).items():
+        node: Any = before
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if node != json.loads(json.dumps(value)):
+            was, now = json.dumps(node, default=str), json.dumps(value)
+            raise UserError(
+                f"the run in {file.parent} was made with --{name} {was}, not {now}; "
+                "resume with the same recipe or choose another --out"
+            )
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """Read a run folder's recipe.yaml as plain data.
+
+    Raises:
+        UserError: It is not YAML, or not a recipe.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read as a recipe ({reason})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is not a recipe")
+    return tree
+
+
+def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
+    """See that the pictures are those that a run folder's source.json was written for.
+
+    When the user accepts others, the list of bad pictures is put aside: it counts the old ones.
+
+    Raises:
+        UserError: They are others, and that was not accepted.
+    """
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before.get("fingerprint") in (None, source.fingerprint):
+        return
+    if not accepted:
+        raise UserError(
+            f"the pictures of the run in {file.parent} have changed ({before.get('pictures')} to "
+            f"train on then, {len(source)} now): put them back, or go on with these by "
+            "--accept-changed-data, or choose another --out"
+        )
+    bad = file.with_name(BAD_PICTURES)
+    if bad.is_file():
+        bad.replace(bad.with_name(f"{BAD_PICTURES}.before"))
