@@ -16,7 +16,6 @@ from beit.recipes.models import (
 )
 from beit.recipes.overrides import replace
 
-
 TOKENIZER_VIEWS = ViewRecipe(scale=(0.35, 1.0), jitter=0.0)
 
 
