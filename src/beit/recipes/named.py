@@ -44,7 +44,7 @@ def digits() -> PretrainRecipe:
         optim=OptimRecipe(
             lr=2e-3, base_batch=128, batch=128, steps=600, warmup_steps=20, min_lr=1e-4, clip=1.0
         ),
-        engine=EngineRecipe(precision="float32", save_every=200),
+        engine=EngineRecipe(precision="float32", save_every=200, evaluate_every=200),
     )
     return PretrainRecipe(
         name="digits",
@@ -56,7 +56,7 @@ def digits() -> PretrainRecipe:
         optim=OptimRecipe(
             lr=1e-3, base_batch=128, batch=128, steps=1500, warmup_steps=50, min_lr=1e-5
         ),
-        engine=EngineRecipe(precision="float32", save_every=500),
+        engine=EngineRecipe(precision="float32", save_every=500, evaluate_every=250),
         tokenizer=tokenizer,
     )
 
