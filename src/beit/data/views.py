@@ -31,7 +31,7 @@ class ViewSettings:
     jitter: float = 0.4  # brightness, contrast and saturation alike
     flip: bool = True
     random: bool = True  # False: centre crop, no draws
-    centre_share: float = 0.875  # of the sides, that the centre crop keeps
+    centre_share: float = 1.0  # of the sides, that the centre crop keeps
 
     def __post_init__(self) -> None:
         if self.patch_view is None and self.token_view is None:

@@ -1,0 +1,138 @@
+"""Evidence: named experiments, run through the public interface, recorded as JSON.
+
+    python benchmarks/experiments.py tokenizer-balance --data imagenette-160 --runs runs/evidence
+
+Each experiment is a list of variants of a recipe; each variant runs once a seed. The record says
+the command, the commit, the machine and the seeds, and keeps every number that the run reported.
+A run that is already finished is not repeated, so a broken-off experiment goes on where it was.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import beit
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with some fields changed, by dotted name."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "tiny"
+    seeds: Sequence[int] = (0,)
+
+
+SHORT = {"tokenizer.optim.steps": 800, "tokenizer.optim.warmup_steps": 40}
+
+
+def tokenizer(**changes: Any) -> dict[str, Any]:
+    """Changes to the tokenizer of a recipe; a double underscore stands for a dot."""
+    return SHORT | {f"tokenizer.{name.replace('__', '.')}": v for name, v in changes.items()}
+
+
+TOKENIZERS: dict[str, list[Variant]] = {
+    "tokenizer-found": [Variant("found", tokenizer(), seeds=(0, 1, 2))],
+    "tokenizer-balance": [
+        Variant(f"balance {weight}", tokenizer(relaxation__marginal_weight=weight))
+        for weight in (0.0, 0.1, 0.3, 1.0)
+    ],
+    "tokenizer-changes": [
+        Variant("KL weight 6.6", tokenizer(relaxation__kl_weight=6.6)),
+        Variant("rate 1e-3", tokenizer(optim__lr=1e-3, optim__min_lr=2e-5)),
+        Variant("separate decoder codes", tokenizer(model__decoder_input="separate")),
+        Variant("linear logits", tokenizer(model__head="linear", model__decoder_input="separate")),
+        Variant("logit-Laplace", tokenizer(model__likelihood="logit-laplace")),
+        Variant("straight-through, last fifth", tokenizer(relaxation__straight_through=0.2)),
+    ],
+    "tokenizer-vocabulary": [
+        Variant(f"{size} codes", tokenizer(model__vocabulary=size)) for size in (1024, 4096, 8192)
+    ],
+}
+
+
+def main() -> None:
+    """Run one experiment and write its record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("experiment", choices=sorted(TOKENIZERS))
+    parser.add_argument("--data", required=True, help="what `beit tokenizer --data` takes")
+    parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
+    options = parser.parse_args()
+    rows = [
+        run(options.experiment, variant, seed, options.data, options.runs)
+        for variant in TOKENIZERS[options.experiment]
+        for seed in variant.seeds
+    ]
+    record = {**provenance(), "data": Path(options.data).name, "rows": rows}
+    options.results.mkdir(parents=True, exist_ok=True)
+    target = options.results / f"{options.experiment}.json"
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(target)
+
+
+def run(experiment: str, variant: Variant, seed: int, data: str, runs: Path) -> dict[str, Any]:
+    """Train one variant, or read what it gave."""
+    out = runs / experiment / f"{variant.name.replace(' ', '-')}-seed-{seed}"
+    started = time.monotonic()
+    if not (out / "result.json").is_file():
+        recipe = beit.recipe(variant.recipe, {**variant.changes, "tokenizer.engine.seed": seed})
+        beit.train_tokenizer(recipe.tokenizer, data, out, resume=out.exists())
+    result = json.loads((out / "result.json").read_text())
+    return {
+        "variant": variant.name,
+        "seed": seed,
+        "changes": dict(variant.changes),
+        "seconds": round(time.monotonic() - started),
+        "steps": result["steps"],
+        "vocabulary": result["vocabulary"],
+        "validation": result["validation"],
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Where and from what a number comes."""
+    return {
+        "command": " ".join(["python", "benchmarks/experiments.py", sys.argv[1]]),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
+        if line.startswith("flags") and "avx512_bf16" in line:
+            return f"{platform.machine()} with AVX512-bf16"
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
