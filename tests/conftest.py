@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process (the suite runs in parallel), real data when it is there."""
+"""Shared by all tests: one thread a process, a private cache, real data when it is there."""
 
 import os
 from pathlib import Path
