@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def act(mode: str, done: int) -> None:
         os.kill(int(os.environ["TOY_PARENT"]), number)
     if mode == "kill-parent" and done == 6 and rank == 0:
         os.kill(int(os.environ["TOY_PARENT"]), signal.SIGKILL)
+        time.sleep(1)
 
 
 def parent(mode: str, folder: str) -> int:

@@ -5,11 +5,13 @@ Everything the host decides (stop now, the save failed, which checkpoint) travel
 so that asking never waits for the device.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from traceback import clear_frames
 
 import torch
 import torch.distributed as dist
@@ -38,7 +40,6 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    host_group: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -72,7 +73,7 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.host_group)
+        dist.all_reduce(tensor, group=_host_group)
         return [float(value) for value in tensor]
 
     def any_host(self, flag: bool) -> bool:
@@ -85,11 +86,11 @@ class World:
             return text
         data = text.encode()
         length = torch.tensor([len(data)])
-        dist.broadcast(length, 0, group=self.host_group)
+        dist.broadcast(length, 0, group=_host_group)
         body = torch.zeros(int(length), dtype=torch.uint8)
         if self.main and data:
             body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(body, 0, group=self.host_group)
+        dist.broadcast(body, 0, group=_host_group)
         return bytes(body.tolist()).decode()
 
     def barrier(self, seconds: float = 600.0) -> None:
@@ -101,7 +102,7 @@ class World:
         if self.size == 1:
             return
         try:
-            dist.monitored_barrier(self.host_group, timeout=timedelta(seconds=seconds))
+            dist.monitored_barrier(_host_group, timeout=timedelta(seconds=seconds))
         except RuntimeError as error:
             raise RankError(f"rank {self.rank} of {self.size}: not all ranks came: {error}") from (
                 error
@@ -109,6 +110,7 @@ class World:
 
 
 _current = World()
+_host_group: dist.ProcessGroup | None = None  # None: the default group, when that is gloo
 
 
 def current_world() -> World:
@@ -138,20 +140,21 @@ def process_group(device: str = "cpu") -> Iterator[World]:
     try:
         yield _current
     except (UserError, Interrupted, Diverged) as error:
-        if tell_launcher(str(error)):
+        clear_frames(error.__traceback__)
+        if tell_launcher(str(error), _status(error)):
             raise SystemExit(_status(error)) from None
         raise
     except Exception as error:
         aborted = True
+        clear_frames(error.__traceback__)
         name = f"rank {_current.rank} of {_current.size}"
         failure = RankError(f"{name} failed: {type(error).__name__}: {error}")
-        if tell_launcher(str(failure)) and _is_left_alone(error):
+        if tell_launcher(str(failure), 1) and _is_left_alone(error):
             raise SystemExit(LEFT_ALONE) from None  # the rank that is gone has the story
         raise failure from error
     finally:
         _current = previous
-        if not (aborted and device == "cuda"):  # nccl may wait for ranks that never come
-            dist.destroy_process_group()
+        _leave(wait=not (aborted and device == "cuda"))
 
 
 def _is_left_alone(error: Exception) -> bool:
@@ -166,12 +169,30 @@ def _status(error: Exception) -> int:
 
 
 def _join(device: str) -> World:
+    global _host_group
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
     if device == "cuda":
         torch.cuda.set_device(World(local_rank=local_rank).device("cuda"))
     register_rank(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
-    host = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-    group = host if host is not None else dist.group.WORLD
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, group)
+    if backend == "nccl":
+        _host_group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank)
+
+
+def _leave(*, wait: bool) -> None:
+    """Take the groups apart while Python is still whole.
+
+    A group lives as long as anything refers to it (DDP does, in cycles), and one whose threads are
+    still busy when the interpreter ends aborts the process. So nothing of ours holds one, and what
+    DDP holds is collected here.
+
+    Args:
+        wait: Whether to end the groups in order; nccl may wait for ranks that never come.
+    """
+    global _host_group
+    _host_group = None
+    if wait:
+        dist.destroy_process_group()
+    gc.collect()

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beit.engine.signals import LAUNCHED, StoppedBySignal
 from beit.errors import UserError
@@ -65,8 +65,12 @@ def launch(processes: int, argv: Sequence[str], device: str = "cpu", *, restarts
             raise _interrupted(folder, int(stop.sigval)) from None
 
 
-def tell_launcher(message: str) -> bool:
+def tell_launcher(message: str, status: int) -> bool:
     """Leave the reason of a failure to the launcher, which tells it once for all ranks.
+
+    Args:
+        message: One sentence.
+        status: The exit status that goes with it.
 
     Returns:
         False when it was not `launch` that started us: then it is for the caller to tell.
@@ -74,7 +78,7 @@ def tell_launcher(message: str) -> bool:
     target = os.environ.get(_ERROR_FILE)
     if LAUNCHED not in os.environ or not target:
         return False
-    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+    extra = {"py_callstack": "", "timestamp": str(int(time.time())), "status": status}
     body = {"message": {"message": message, "extraInfo": extra}}
     Path(target).write_text(json.dumps(body), encoding="utf-8")
     return True
@@ -160,35 +164,39 @@ def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
     """
 
     def order(failure: "ProcessFailure") -> tuple[int, int]:
-        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        rank_of_cause = 0 if killed else {2: 1, LEFT_ALONE: 3}.get(failure.exitcode, 2)
-        return (rank_of_cause, failure.timestamp)
+        _, status = _told(failure.error_file_data)
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and status is None
+        left_alone = failure.exitcode == LEFT_ALONE
+        return (0 if killed else 1 if status == 2 else 3 if left_alone else 2, failure.timestamp)
 
     first = min(failures, key=order)
-    text = _message(first.error_file_data)
-    if first.exitcode == 2 and text:
+    text, status = _told(first.error_file_data)
+    if status == 2:
         return UserError(text)
-    if text and first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return StoppedBySignal(text, first.exitcode - 128)
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return StoppedBySignal(text, status - 128)
+    if status is not None:
+        return RankError(text)
     where = f"rank {first.local_rank} of {processes} (process {first.pid})"
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         return RankError(f"{where} was killed by {name}; the run can go on with --resume")
-    return RankError(text or f"{where} failed with exit status {first.exitcode}")
+    return RankError(f"{where} failed with exit status {first.exitcode}")
 
 
-def _message(data: "dict[str, object]") -> str:
+def _told(data: "dict[str, Any]") -> tuple[str, int | None]:
+    """What a rank said with `tell_launcher`, and its status; None when it said nothing."""
     inner = data.get("message")
-    if isinstance(inner, dict):
-        inner = inner.get("message")
-    return inner if isinstance(inner, str) else ""
+    if not isinstance(inner, dict) or "status" not in inner.get("extraInfo", {}):
+        return "", None
+    return str(inner["message"]), int(inner["extraInfo"]["status"])
 
 
 def _interrupted(folder: Path, number: int) -> StoppedBySignal:
     """What the ranks said when they had saved."""
     for path in sorted(folder.glob("logs/**/error.json")):
         with suppress(OSError, ValueError):
-            return StoppedBySignal(_message(json.loads(path.read_text(encoding="utf-8"))), number)
+            return StoppedBySignal(_told(json.loads(path.read_text(encoding="utf-8")))[0], number)
     name = signal.Signals(number).name
     return StoppedBySignal(f"stopped by {name}; the run can go on with --resume", number)
 
