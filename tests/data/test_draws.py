@@ -58,6 +58,13 @@ def _centre(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.add(boxes[:, 0], boxes[:, 2])
 
 
+def test_crops_reach_every_edge() -> None:
+    """Off by one here, and the last row and column would never be seen."""
+    boxes = [crop_box(key.generator("crop"), (4, 4), (0.5, 0.6), (0.99, 1.01)) for key in KEYS]
+    assert {(box.left, box.top) for box in boxes} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {(box.right, box.bottom) for box in boxes} == {(3, 3), (3, 4), (4, 3), (4, 4)}
+
+
 def test_a_picture_too_thin_for_any_crop_gives_its_middle() -> None:
     box = crop_box(Key(0, 0, 0).generator("crop"), (10, 1000), (0.5, 1.0), (3 / 4, 4 / 3))
     assert box == (493, 0, 506, 10)

@@ -139,13 +139,13 @@ def _check_header(image: Image.Image, pixel_limit: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF (or XMP) orientation; TIFF files are turned by Pillow while loading."""
+    """Apply the EXIF (or XMP) orientation; Pillow has already turned TIFF files."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged metadata round sound pixels: the picture is taken as it is
         return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    if turn is None or image.format == "TIFF":
+    if turn is None:
         return image
     turned = image.transpose(turn)
     turned.info = image.info

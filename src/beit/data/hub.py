@@ -69,7 +69,7 @@ def hub_source(name: str, split: Split) -> HubSource:
 
 def _choose(datasets: Any, parts: dict[str, Any], split: Split) -> tuple[Any, NDArray[np.int64]]:
     """The rows and the places in them that make the split."""
-    training = parts.get("train") or next(iter(parts.values()))
+    training = parts["train"] if "train" in parts else next(iter(parts.values()))
     names = [word.decode() for word in VALIDATION_NAMES if word.decode() in parts]
     separate = parts[names[0]] if "train" in parts and names else None
     if split == "all":
