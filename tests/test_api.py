@@ -25,7 +25,7 @@ def test_unknown_names_are_refused() -> None:
 
 def test_an_encoder_from_the_api_encodes() -> None:
     encoder = beit.encoder("digits", "plus", (16, 32), (4, 8))
-    assert encoder(torch.zeros(2, 3, 16, 32)).tokens.shape == (2, 1 + 4 * 4, 96)
+    assert encoder(torch.zeros(2, 3, 16, 32)).tokens.shape == (2, 1 + 4 * 4, 64)
 
 
 def test_recipes_change_by_dotted_name() -> None:

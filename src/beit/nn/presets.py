@@ -35,7 +35,7 @@ class Preset(TypedDict):
 
 
 SIZES: dict[SizeName, Size] = {
-    "digits": {"width": 96, "depth": 4, "heads": 4},
+    "digits": {"width": 64, "depth": 4, "heads": 4},
     "tiny": {"width": 192, "depth": 6, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},
     "base": {"width": 768, "depth": 12, "heads": 12},

@@ -19,12 +19,12 @@ from beit.recipes.overrides import replace
 TOKENIZER_VIEWS = ViewRecipe(scale=(0.35, 1.0), jitter=0.0)
 
 
-def tokenizer_optim(steps: int) -> OptimRecipe:
+def tokenizer_optim(steps: int, batch: int = 64) -> OptimRecipe:
     """What was found to train a small discrete VAE well (docs/tokenizer.md)."""
     return OptimRecipe(
         lr=3e-3,
-        base_batch=64,
-        batch=64,
+        base_batch=batch,
+        batch=batch,
         steps=steps,
         warmup_steps=steps // 20,
         min_lr=6e-5,
@@ -35,15 +35,13 @@ def tokenizer_optim(steps: int) -> OptimRecipe:
 
 
 def digits() -> PretrainRecipe:
-    """scikit-learn's 1,797 scans: a minute or two on two CPU cores; what `beit demo` runs."""
+    """scikit-learn's 1,797 scans: a few minutes on two CPU cores; what `beit demo` runs."""
     views = ViewRecipe(scale=(0.6, 1.0), jitter=0.0, flip=False)
     tokenizer = TokenizerRecipe(
         name="digits",
         model=TokenizerModelRecipe(preset="digits"),
         views=views,
-        optim=OptimRecipe(
-            lr=2e-3, base_batch=128, batch=128, steps=600, warmup_steps=20, min_lr=1e-4, clip=1.0
-        ),
+        optim=tokenizer_optim(steps=600, batch=128),
         engine=EngineRecipe(precision="float32", save_every=200, evaluate_every=200),
     )
     return PretrainRecipe(
@@ -54,7 +52,7 @@ def digits() -> PretrainRecipe:
         masking=MaskingRecipe(minimum_block=2),
         views=views,
         optim=OptimRecipe(
-            lr=1e-3, base_batch=128, batch=128, steps=1500, warmup_steps=50, min_lr=1e-5
+            lr=2e-3, base_batch=128, batch=128, steps=3000, warmup_steps=100, min_lr=1e-5
         ),
         engine=EngineRecipe(precision="float32", save_every=500, evaluate_every=250),
         tokenizer=tokenizer,
