@@ -1,4 +1,4 @@
-"""Turn records of `experiments.py` into Markdown tables: python benchmarks/tables.py results/X.json."""
+"""Records of `experiments.py` as Markdown: python benchmarks/tables.py results/X.json."""
 
 import json
 import sys

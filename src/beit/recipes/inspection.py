@@ -79,10 +79,19 @@ def data_info(spec: str, split: Split) -> dict[str, Any]:
     from beit.data.check import info
     from beit.data.sources import open_source
 
-    found = asdict(info(open_source(spec, split)))
-    for name, value in found.items():
-        print(f"{name:14} {value}")
-    return found
+    found = info(open_source(spec, split))
+    print(f"{found.name}: {found.pictures:,} pictures")
+    for name, pictures in found.classes.items():
+        print(f"  {pictures:8,}  {name}")
+    if found.unlabelled:
+        print(f"  {found.unlabelled:8,}  without a class")
+    for side in ("height", "width"):
+        least, median, most = getattr(found, side)
+        print(f"{side} of {found.sampled} pictures: {least} to {most} pixels, median {median}")
+    if found.bad_in_sample:
+        print(f"{found.bad_in_sample} of them cannot be read; `beit data check` lists all such")
+    print(f"fingerprint {found.fingerprint}")
+    return asdict(found)
 
 
 def check_data(spec: str, split: Split, workers: int | None) -> dict[str, Any]:

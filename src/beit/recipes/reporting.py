@@ -216,7 +216,7 @@ def _model_sections(run: _Run, source: Source) -> list[Section]:
         text = "At masked places the most likely code is taken and decoded; the rest is given."
         figure = masked_figure(recipe, model, tokenizer, pictures)
         sections.append(Section("What the model fills in", [text], [figure]))
-    if source.classes and run.asked_data in (None, run.data):
+    if len(source.classes) > 1 and run.asked_data in (None, run.data):
         table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
         text = (
             "Nobody has told the model a class: each validation picture is given the class of the "
