@@ -112,8 +112,8 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _unexpected(argument: str, options: argparse.Namespace) -> str:
-    flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
-    near = difflib.get_close_matches(argument.partition("=")[0], flags, n=1, cutoff=0.6)
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name, _flags(options), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"see `beit {options.command} --help`"
     return f"{options.command} does not take {argument!r}; {hint}"
 

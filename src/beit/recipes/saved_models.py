@@ -108,12 +108,14 @@ def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageM
     try:
         encoder = encoder_config_from(config["encoder"])
         target, outputs = config["head"]["target"], int(config["head"]["outputs"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not describe an encoder: {error}"
         ) from error
     if target not in ("tokens", "pixels"):
         raise UserError(f"{folder / 'config.json'} has a head for {target!r}, not tokens or pixels")
+    if outputs < 1:
+        raise UserError(f"{folder / 'config.json'} has a head with {outputs} outputs")
     kind = MaskedTokenHead if target == "tokens" else MaskedPixelHead
     model = MaskedImageModel(Encoder(encoder), kind(encoder.width, outputs))
     load_weights(model, folder / "model.safetensors")

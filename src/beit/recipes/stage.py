@@ -78,7 +78,7 @@ class Stage:
         evaluate: Evaluate | None,
     ) -> FitResult:
         """Train the task on random views of the training pictures."""
-        recipe, accepts = self.recipe, self.request.accept_changed_data
+        recipe = self.recipe
         settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
         loader = loader_settings(recipe, self.world, self.device)
         log = BadPictureLog(self.run.path, self.train, recipe.data.bad_share)
@@ -89,7 +89,8 @@ class Stage:
         return fit(
             task.to(self.device),
             batches,
-            replace(settings, accept_changed=frozenset({"data"} if accepts else ())),
+            # Whether other data is accepted was decided by source.json, when the run was opened.
+            replace(settings, accept_changed=frozenset({"data"})),
             run=self.run,
             prepare=prepare,
             evaluate=evaluate if len(self.validation) else None,
@@ -185,9 +186,17 @@ def _holds_something_else(folder: Path) -> bool:
     return any(not path.name.startswith(ours) for path in folder.iterdir())
 
 
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left of files that were being written; the folder is locked by us."""
+    for name in ("recipe.yaml", "source.json", "model.safetensors", "config.json", "result.json"):
+        for path in folder.glob(f"{name}.tmp-*"):
+            path.unlink()
+
+
 def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) -> None:
     """Write recipe.yaml and source.json, or see that a resumed run has the same of both."""
     file = run.path / "source.json"
+    _clear_leftovers(run.path)
     if run.recipe.is_file():
         refuse_other_recipe(recipe, run.recipe)
     if file.is_file():

@@ -1,0 +1,111 @@
+"""Changing a recipe by name: what is typed is what is meant, and nothing else changes."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from beit.errors import UserError
+from beit.recipes.models import PretrainRecipe
+from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
+from beit.recipes.overrides import (
+    FREE_TO_CHANGE,
+    apply_overrides,
+    deciding_fields,
+    dotted_names,
+    parse_value,
+    replace,
+    validated,
+)
+
+RECIPE = pretrain_recipe("digits")
+VALUES: list[tuple[str, Any]] = [
+    ("3e-4", 3e-4),
+    ("1E5", 1e5),
+    ("-2.5e+3", -2500.0),
+    ("0.1", 0.1),
+    ("12", 12),
+    ("null", None),
+    ("true", True),
+    ("blockwise-paper", "blockwise-paper"),
+    ("[96,96]", [96, 96]),
+    ("[0.2, 1.0]", [0.2, 1.0]),
+    ("{unfinished", "{unfinished"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), VALUES)
+def test_values_mean_what_they_look_like(text: str, value: Any) -> None:
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans())
+def test_a_number_reads_back(number: float) -> None:
+    for text in {repr(number), json.dumps(number)}:
+        assert parse_value(text) == number
+
+
+def test_a_value_is_data() -> None:
+    with pytest.raises(UserError):
+        apply_overrides(RECIPE, ["--optim.lr", "!!python/object/apply:os.getcwd []"], ())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_field_can_be_set_to_what_it_is(name: str) -> None:
+    recipe = pretrain_recipe(name)
+    words = [f"--{field}={json.dumps(value)}" for field, value, _ in dotted_names(recipe)]
+    assert len(words) > 80 and apply_overrides(recipe, words, ()) == recipe
+    spaced = [part for word in words for part in word.replace("_", "-").split("=", 1)]
+    assert apply_overrides(recipe, spaced, ()) == recipe
+
+
+def test_only_what_is_named_changes() -> None:
+    words = ["--optim.lr", "1", "--optim.lr=3e-4", "--encoder.image-size", "[32,48]"]
+    changed = apply_overrides(RECIPE, words, ())
+    before, after = ({n: v for n, v, _ in dotted_names(r)} for r in (RECIPE, changed))
+    differing = {name: after[name] for name in after if after[name] != before[name]}
+    assert differing == {"optim.lr": 3e-4, "encoder.image_size": (32, 48)}
+    assert RECIPE == pretrain_recipe("digits")
+
+
+def test_a_recipe_is_a_value() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RECIPE.optim.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(UserError, match=r"there is no recipe field optim\.rate"):
+        validated(PretrainRecipe, {**RECIPE.model_dump(), "optim": {"rate": 1}})
+
+
+@pytest.mark.parametrize("name", ["optimm.lr", "optim.lrr", "optim.lr.more", "nothing"])
+def test_a_wrong_name_is_the_users(name: str) -> None:
+    for change in (
+        lambda: replace(RECIPE, {name: 1}),
+        lambda: apply_overrides(RECIPE, [f"--{name}", "1"], ()),
+    ):
+        with pytest.raises(UserError, match=f"--{name}; "):
+            change()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite(number: float) -> None:
+    for name in ("optim.lr", "optim.weight_decay", "tokenizer.relaxation.kl_weight"):
+        with pytest.raises(UserError, match=name):
+            replace(RECIPE, {name: number})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_yaml_and_back(name: str) -> None:
+    recipe = pretrain_recipe(name)
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    assert validated(PretrainRecipe, yaml.safe_load(text)) == recipe
+
+
+def test_what_decides_leaves_out_only_what_is_free() -> None:
+    everything = {name for name, _, _ in dotted_names(RECIPE)}
+    free = everything - set(deciding_fields(RECIPE))
+    assert free == {*FREE_TO_CHANGE, *(f"tokenizer.{name}" for name in FREE_TO_CHANGE)}
+    assert FREE_TO_CHANGE < {name for name, _, _ in dotted_names(tokenizer_recipe("digits"))}

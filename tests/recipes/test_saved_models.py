@@ -1,0 +1,131 @@
+"""A model's folder is data: it loads to the same numbers, or says in a sentence why not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from beit.batch import Masks
+from beit.errors import UserError
+from beit.nn.config import EncoderConfig
+from beit.nn.encoder import Encoder
+from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.recipes.saved_models import (
+    load,
+    load_masked_image_model,
+    save_masked_image_model,
+    save_tokenizer,
+)
+from beit.tokenizer.config import DiscreteVAEConfig
+from beit.tokenizer.dvae import DiscreteVAE
+
+CONFIG = EncoderConfig(
+    (8, 12), (4, 4), width=8, depth=2, heads=2, relative_positions="shared", layer_scale=0.1
+)
+VAE = DiscreteVAEConfig(
+    image_size=(8, 8),
+    vocabulary=4,
+    encoder_widths=(8,),
+    encoder_blocks=(1,),
+    decoder_widths=(8,),
+    decoder_blocks=(1,),
+    embedding_width=8,
+    code_width=4,
+)
+
+
+@pytest.mark.parametrize("head", [MaskedTokenHead(8, 5), MaskedPixelHead(8, 48)])
+def test_a_pre_trained_model_comes_back_as_it_was(tmp_path: Path, head: Any) -> None:
+    torch.manual_seed(0)
+    model = MaskedImageModel(Encoder(CONFIG), head)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    save_masked_image_model(tmp_path, model, {"recipe": "x"})
+    read = load_masked_image_model(tmp_path)
+    assert type(read.head) is type(head) and read.encoder.config == CONFIG and not read.training
+    images, index = torch.randn(3, 3, 8, 12), torch.arange(6).expand(3, 6)
+    masks = Masks(torch.rand(3, 2, 3) < 0.4, index, torch.ones(3, 6))
+    with torch.no_grad():
+        assert read(images, masks).equal(model.eval()(images, masks))
+    assert json.loads((tmp_path / "config.json").read_text())["recipe"] == "x"
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_a_tokenizer_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = DiscreteVAE(VAE).eval()
+    for _ in range(2):  # over what is there, and over what a killed save left
+        (tmp_path / ".tokenizer.tmp").mkdir()
+        save_tokenizer(tmp_path, model)
+        assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+    read = load(tmp_path)
+    assert isinstance(read, DiscreteVAE)
+    images = torch.rand(4, 3, 8, 8)
+    assert read.codes(images).equal(model.codes(images))
+    with pytest.raises(UserError, match="holds a tokenizer; a pre-trained model is wanted"):
+        load_masked_image_model(tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5))
+    save_masked_image_model(tmp_path, model, {})
+    return tmp_path
+
+
+DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind": ({"kind": "zip"}, "kind 'zip'"),
+    "no encoder": ({"encoder": None}, "does not describe an encoder"),
+    "an unknown field": ({"encoder": {"size": 3}}, "does not describe an encoder"),
+    "impossible sizes": ({"encoder": {"width": 9}}, "does not describe an encoder"),
+    "no head": ({"head": {}}, "does not describe an encoder"),
+    "another head": ({"head": {"target": "words", "outputs": 5}}, "a head for 'words'"),
+    "nothing to predict": ({"head": {"target": "tokens", "outputs": -1}}, "with -1 outputs"),
+    "another size": (
+        {"head": {"target": "tokens", "outputs": 6}},
+        "does not fit: .* has shape .5,",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_wrong_description_is_refused(saved: Path, name: str) -> None:
+    changes, sentence = DAMAGE[name]
+    config = json.loads((saved / "config.json").read_text())
+    for key, value in changes.items():
+        merge = key == "encoder" and isinstance(value, dict)
+        config[key] = {**config[key], **value} if merge else value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=sentence):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_a_description_that_is_none_is_refused(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load(saved)
+    with pytest.raises(UserError, match="no finished model"):
+        load(saved / "nothing")
+
+
+def test_wrong_weights_are_refused(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    save_file({name: value for name, value in tensors.items() if name != first}, file)
+    with pytest.raises(UserError, match=f"does not fit: no weight '{first}'"):
+        load(saved)
+    save_file({**tensors, "more": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="does not fit: unexpected weight 'more'"):
+        load(saved)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load(saved)
+    file.unlink()
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load(saved)
