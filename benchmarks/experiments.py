@@ -58,7 +58,12 @@ TOKENIZERS: dict[str, list[Variant]] = {
         Variant("straight-through, last fifth", tokenizer(relaxation__straight_through=0.2)),
     ],
     "tokenizer-vocabulary": [
-        Variant(f"{size} codes", tokenizer(model__vocabulary=size)) for size in (1024, 4096, 8192)
+        Variant("1024 codes", tokenizer(model__vocabulary=1024)),
+        Variant("4096 codes", tokenizer(model__vocabulary=4096)),
+        Variant(
+            "8192 codes, half the steps",
+            tokenizer(model__vocabulary=8192, optim__steps=400, optim__warmup_steps=20),
+        ),
     ],
 }
 
