@@ -289,10 +289,11 @@ def test_a_line_cut_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert again.count == 1
 
 
-def test_a_killed_worker_names_the_picture_and_leaves_no_orphans() -> None:
-    source = Painted(32, lethal=7)
+@pytest.mark.parametrize("lethal", [0, 1, 7])  # before, while and after a batch is handed over
+def test_a_killed_worker_names_the_picture_and_leaves_no_orphans(lethal: int) -> None:
+    source = Painted(32, lethal=lethal)
     began = time.monotonic()
-    with pytest.raises(LoaderError, match=r"reading picture-7 \(worker \d+"):
+    with pytest.raises(LoaderError, match=rf"reading picture-{lethal} \(worker \d+"):
         for _ in itertools.islice(
             training_batches(source, VIEWS, None, LoaderSettings(4, workers=2), 0), 12
         ):

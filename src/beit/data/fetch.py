@@ -1,6 +1,7 @@
 """torch's DataLoader with what it lacks: errors that name the picture, and no side effects."""
 
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from beit.data.sources import Source
 from beit.data.watch import Breadcrumbs, LoaderError
 
 _Item = TypeVar("_Item")
+_LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def fetch(
         collate_fn=_as_it_is,
         num_workers=how.workers,
         prefetch_factor=how.prefetch if busy else None,
-        timeout=how.timeout if busy else 0,
+        timeout=_LOOK_EVERY if busy else 0,
         pin_memory=how.pin_memory,
         generator=torch.Generator(),  # or the loader would take a number from torch's own
         worker_init_fn=reader.start_worker,
@@ -73,30 +75,45 @@ def fetch(
     iterator = _quiet_iterator(loader)
     while True:
         try:
-            item = next(iterator)
+            item = _next(iterator, reader, how)
         except StopIteration:
             return
-        except (RuntimeError, OSError, EOFError) as error:
-            failure = _failure(error, reader, how)
-            if failure is None:
-                raise
-            error.__traceback__ = None  # its frames would keep the loader and its workers alive
+        except LoaderError as error:
+            # Frames of what went before would keep the loader and its workers alive.
+            error.__cause__ = error.__context__ = None
             reader.crumbs.end_workers()
             del iterator
-            raise failure from error
+            raise
         yield item
 
 
-def _failure(error: Exception, reader: WatchedReader, how: Fetching) -> LoaderError | None:
-    """What a worker's end or silence is to be called; None: the error is not of that kind."""
+def _next(iterator: "Iterator[_Item]", reader: WatchedReader, how: Fetching) -> _Item:
+    """Wait for the next item, looking after the workers every second.
+
+    torch's own time limit, were it the user's, would be all that looks at them meanwhile. When it
+    has passed nothing has been taken from the queue, so asking again is safe.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_torchs(error, how):
+                raise
+            if not str(error).startswith("DataLoader timed out"):
+                raise reader.crumbs.died(reader.source, error) from None
+        if how.timeout and time.monotonic() - began >= how.timeout:
+            raise reader.crumbs.late(reader.source, how.timeout)
+
+
+def _is_torchs(error: Exception, how: Fetching) -> bool:
+    """Whether an error is about the workers themselves, not one that was raised inside of them.
+
+    A worker that dies with a batch half handed over shows as a broken connection.
+    """
     text = str(error)
-    if text.startswith("DataLoader timed out"):
-        return reader.crumbs.late(reader.source, how.timeout)
-    # A worker that dies with a batch half handed over shows as a broken connection.
     broken = isinstance(error, (OSError, EOFError)) and not text.startswith("Caught ")
-    if how.workers > 0 and (broken or text.startswith("DataLoader worker")):
-        return reader.crumbs.died(reader.source, error)
-    return None
+    return how.workers > 0 and (broken or text.startswith("DataLoader "))
 
 
 def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
