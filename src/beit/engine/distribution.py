@@ -141,8 +141,10 @@ def process_group(device: str = "cpu") -> Iterator[World]:
         yield _current
     except (UserError, Interrupted, Diverged) as error:
         clear_frames(error.__traceback__)
-        if tell_launcher(str(error), _status(error)):
-            raise SystemExit(_status(error)) from None
+        status = _status(error)
+        if tell_launcher(str(error), status):
+            # 0 after a signal: the launcher must neither restart nor hurry ranks that are saved
+            raise SystemExit(0 if status > 128 else status) from None
         raise
     except Exception as error:
         aborted = True

@@ -10,14 +10,16 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from beit.engine.signals import LAUNCHED, StoppedBySignal
+from beit.engine.signals import ECHO, LAUNCHED, StoppedBySignal
 from beit.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 LEFT_ALONE = 75  # exit status of a rank that failed because another one was gone
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-_GRACE = 30  # seconds between a passed-on signal and the end of whoever has not left
+_GRACE = 30  # seconds between one rank's failure and the end of those that do not leave
 
 
 class RankError(RuntimeError):
@@ -56,13 +58,46 @@ def launch(processes: int, argv: Sequence[str], device: str = "cpu", *, restarts
         folder = Path(name)
         start = elastic_launch(_config(processes, restarts, folder), argv[0])
         try:
-            start(*argv[1:])
+            with _signals_passed_on(folder, processes):
+                start(*argv[1:])
         except ChildFailedError as error:
             raise _explained(list(error.failures.values()), processes) from None
         except SignalException as stop:
-            if stop.__context__ is not None and isinstance(stop.__context__, SignalException):
-                _kill_ranks(folder)  # a second Ctrl-C while the ranks were saving
-            raise _interrupted(folder, int(stop.sigval)) from None
+            name = stop.sigval.name
+            raise StoppedBySignal(f"stopped by {name} before it began", stop.sigval) from None
+        _require_not_stopped(folder)
+
+
+@contextmanager
+def _signals_passed_on(folder: Path, processes: int) -> Iterator[None]:
+    """Hand SIGTERM and Ctrl-C to the ranks and go on waiting; a second Ctrl-C kills them.
+
+    Departure: torch's launcher would signal each rank's whole process group, so that the loader's
+    workers die under a rank that is about to save, and would not wait after a second signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    first: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        ranks = [int(path.read_text()) for path in folder.glob("*.pid")]
+        now = time.monotonic()
+        if not first and len(ranks) < processes:  # not all have come so far: nothing to save
+            raise SignalException("", signal.Signals(number))
+        again = bool(first) and number == signal.SIGINT and now - first[0] > ECHO
+        for rank in ranks if again or not first else []:
+            with suppress(ProcessLookupError):
+                os.killpg(rank, signal.SIGKILL) if again else os.kill(rank, number)
+        first.append(now)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell_launcher(message: str, status: int) -> bool:
@@ -121,7 +156,7 @@ def _config(processes: int, restarts: int, folder: Path) -> "LaunchConfig":
         max_restarts=restarts,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
-        signals_to_handle="SIGTERM,SIGINT",
+        signals_to_handle="",  # see `_signals_passed_on`
         shutdown_timeout=_GRACE,
     )
 
@@ -139,18 +174,13 @@ def _environment(processes: int, folder: str) -> Iterator[None]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }
     before = {name: os.environ.get(name) for name in wanted}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
+    quiet = logging.root.manager.disable
     os.environ.update(wanted)
-    logger.setLevel(logging.CRITICAL + 1)
+    logging.disable(logging.CRITICAL)  # its loggers have levels of their own
     try:
         yield
     finally:
-        logger.setLevel(level)
-        for number, handler in handlers.items():
-            with suppress(ValueError):  # not the main thread
-                signal.signal(number, handler)
+        logging.disable(quiet)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -173,8 +203,6 @@ def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
     text, status = _told(first.error_file_data)
     if status == 2:
         return UserError(text)
-    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return StoppedBySignal(text, status - 128)
     if status is not None:
         return RankError(text)
     where = f"rank {first.local_rank} of {processes} (process {first.pid})"
@@ -192,16 +220,9 @@ def _told(data: "dict[str, Any]") -> tuple[str, int | None]:
     return str(inner["message"]), int(inner["extraInfo"]["status"])
 
 
-def _interrupted(folder: Path, number: int) -> StoppedBySignal:
-    """What the ranks said when they had saved."""
-    for path in sorted(folder.glob("logs/**/error.json")):
-        with suppress(OSError, ValueError):
-            return StoppedBySignal(_told(json.loads(path.read_text(encoding="utf-8")))[0], number)
-    name = signal.Signals(number).name
-    return StoppedBySignal(f"stopped by {name}; the run can go on with --resume", number)
-
-
-def _kill_ranks(folder: Path) -> None:
-    for path in folder.glob("*.pid"):
-        with suppress(OSError, ValueError):
-            os.killpg(int(path.read_text()), signal.SIGKILL)
+def _require_not_stopped(folder: Path) -> None:
+    """Raise what the ranks said when a signal had stopped them; they leave with status 0 then."""
+    for path in sorted(folder.glob("logs/**/error.json"), reverse=True):
+        text, status = _told(json.loads(path.read_text(encoding="utf-8")))
+        if status is not None and status > 128:
+            raise StoppedBySignal(text, status - 128)

@@ -13,7 +13,7 @@ from typing import Any
 from beit.errors import Interrupted
 
 LAUNCHED = "BEIT_LAUNCHED"  # set by our launcher for its ranks: the folder it shares with them
-_ECHO = 1.0  # seconds within which a second signal is the same one, told by shell and launcher
+ECHO = 1.0  # seconds within which a second signal is the same one, told by shell and launcher
 
 
 class StopNow(BaseException):
@@ -86,7 +86,7 @@ class StopSignal:
                 os.write(2, b"\nStopping: finishing this step, then saving.\n")
             if self._breakable:
                 raise StopNow
-        elif number == signal.SIGINT and now - self._when > _ECHO:
+        elif number == signal.SIGINT and now - self._when > ECHO:
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(128 + number)
