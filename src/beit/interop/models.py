@@ -1,0 +1,291 @@
+"""Reading other people's models as ours: find the layout, translate, infer, load strictly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.errors import UserError
+from beit.interop.infer import Hints, Inferred, infer_config
+from beit.interop.names import (
+    AVERAGE_CONTAINERS,
+    BESIDE,
+    CONTAINERS,
+    INDEX_SUFFIX,
+    LAYOUTS,
+    MASK,
+    PATCHES,
+    VIT,
+    WRAPPERS,
+    Layout,
+)
+from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
+from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
+from beit.nn.encoder import Encoder
+from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
+from beit.nn.position import relative_position_index
+
+Head = MaskedTokenHead | ClassifierHead
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """An encoder, its head if it has one, and what was assumed or left out on the way.
+
+    `layout` says whose names the file used; `labels` are the classes' names where a file has them.
+    """
+
+    encoder: Encoder
+    head: Head | None
+    layout: str
+    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def read_model(
+    path: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    heads: int | None = None,
+    average: bool = False,
+) -> ForeignModel:
+    """Read a model of the reference's, transformers', timm's, or a plain vision Transformer.
+
+    Args:
+        path: A `.pth`, `.pt` or `.safetensors` file, or a transformers folder.
+        image_size: (height, width), where the file does not say and it is no square.
+        heads: Attention heads, where nothing says how many.
+        average: Take the moving average of the weights from a checkpoint that has both.
+
+    Returns:
+        The model in evaluation mode, float32, on the CPU.
+
+    Raises:
+        UserError: The file is refused, or does not fit; the first names that differ are named.
+    """
+    file, hints = Path(path), Hints(image_size, heads)
+    labels: tuple[str, ...] = ()
+    config_notes: list[str] = []
+    if file.is_dir():
+        config = read_json(file / "config.json")
+        hints, labels = _hub_hints(file, config, hints, config_notes)
+        file = _hub_weights(file)
+    tensors, notes = _unwrapped(read_tensors(file), str(file), average)
+    model = model_from_tensors(tensors, hints, str(file))
+    return replace(model, notes=(*config_notes, *notes, *model.notes), labels=labels)
+
+
+def model_from_tensors(
+    tensors: Mapping[str, Tensor], hints: Hints | None = None, where: str = "the state dict"
+) -> ForeignModel:
+    """Build our model from a state dict in any layout we know; see `read_model`."""
+    theirs = {name: value for name, value in tensors.items() if INDEX_SUFFIX not in name}
+    layout, theirs = _layout_of(theirs, where)
+    theirs, notes = _without_beside(layout, theirs)
+    kind = _head_kind(layout, theirs)
+    table = layout.body | layout.heads.get(kind, {})
+    ours = to_ours(layout, table, theirs, where)
+    kernel = theirs.get(next(name for name, own in layout.body.items() if own == PATCHES))
+    inferred = infer_config(ours, kernel, hints or Hints(), where)
+    notes += inferred.notes
+    if layout is VIT:
+        notes.append("left out the bias on the keys, which the softmax does not see")
+    if kind.endswith("norm"):
+        ours = {name: value for name, value in ours.items() if not name.startswith("head.")}
+        notes.append("left out the last LayerNorm: it belongs to a head here, and there is none")
+    _require_same_index(tensors, inferred, where)
+    names = their_names(table, inferred.config.depth)
+    complaint = f"{where} does not fit the {layout.name} layout"
+    with torch.device("meta"):  # nothing is made of what a file claims before all of it is there
+        empty = Encoder(inferred.config), _head(kind, ours, inferred.config.width, where)
+    ours = _fitting(state_of(*empty), ours, names, complaint)
+    encoder, head = Encoder(inferred.config), _head(kind, ours, inferred.config.width, where)
+    for prefix, module in (("encoder.", encoder), ("head.", head)):
+        if module is not None:
+            own = {n.removeprefix(prefix): v for n, v in ours.items() if n.startswith(prefix)}
+            module.load_state_dict(own, strict=True)
+    return ForeignModel(encoder.eval(), head, layout.name, tuple(notes))
+
+
+def _hub_weights(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+
+
+def _hub_hints(
+    folder: Path, config: Mapping[str, Any], given: Hints, notes: list[str]
+) -> tuple[Hints, tuple[str, ...]]:
+    """What a transformers config.json says beyond shapes; refuse what we would not compute."""
+    if config.get("model_type") != "beit":
+        raise UserError(
+            f"{folder / 'config.json'} describes a {config.get('model_type')!r}, not a beit"
+        )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(
+            f"{folder}: hidden_act is {config['hidden_act']!r}; only gelu is known here"
+        )
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if epsilon != 1e-6:
+        notes.append(f"its layer_norm_eps is {epsilon}; here it is 1e-6, as in the reference")
+    size = config.get("image_size", 224)
+    try:
+        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        hints = Hints(
+            given.image_size or (height, width),
+            given.heads or int(config.get("num_attention_heads", 12)),
+            float(config.get("layer_scale_init_value", 0.1)),
+            float(config.get("drop_path_rate", 0.1)),
+        )
+        names = config.get("id2label") if "classifier" in str(config.get("architectures")) else None
+        named = {int(number): str(label) for number, label in (names or {}).items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} has impossible values ({error})") from error
+    return hints, tuple(named[number] for number in sorted(named))
+
+
+def _unwrapped(
+    read: dict[str, Any], where: str, average: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Take the state dict out of a checkpoint's containers, and prefixes off its names."""
+    notes: list[str] = []
+    wanted = AVERAGE_CONTAINERS if average else CONTAINERS
+    found = next((name for name in wanted if isinstance(read.get(name), Mapping)), None)
+    if found is not None:
+        read = {str(name): value for name, value in read[found].items()}
+        notes.append(f"took the weights under {found!r}")
+    elif average:
+        raise UserError(f"{where} holds no moving average ({' or '.join(AVERAGE_CONTAINERS)})")
+    for prefix, beside in WRAPPERS.items():
+        if any(name.startswith(prefix) for name in read):
+            read, dropped = _stripped(read, prefix, beside)
+            notes += [f"left out what is not the encoder: {few(dropped)}"] if dropped else []
+            break
+    odd = [name for name, value in read.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise UserError(f"{where} is no state dict: {few(sorted(odd))} are not tensors")
+    return {name: _plain(value) for name, value in read.items()}, notes
+
+
+def _stripped(
+    read: dict[str, Any], prefix: str, beside: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name, value in read.items():
+        if beside and name.startswith(beside):
+            dropped.append(name)
+        else:
+            kept[name.removeprefix(prefix)] = value
+    if beside:  # a projector on top of a self-supervised encoder is no classifier of ours
+        projector = [name for name in kept if name.startswith("head.")]
+        dropped += projector
+        kept = {name: value for name, value in kept.items() if name not in projector}
+    return kept, sorted(dropped)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A float32 copy of our own; reduced precision widens without loss."""
+    value = value.detach()
+    return value.float().contiguous() if value.is_floating_point() else value
+
+
+def _layout_of(theirs: Tensors, where: str) -> tuple[Layout, Tensors]:
+    """The layout that knows most of the names; a bare BeitModel is given its prefix first."""
+    if "embeddings.cls_token" in theirs:
+        theirs = {f"beit.{name}": value for name, value in theirs.items()}
+    best = max(LAYOUTS, key=lambda layout: _known(layout, theirs))
+    if not _known(best, theirs):
+        raise UserError(
+            f"{where} is in no layout known here (reference, timm, transformers, plain ViT): it "
+            f"holds {few(sorted(theirs)) or 'nothing'}"
+        )
+    return best, theirs
+
+
+def _known(layout: Layout, theirs: Tensors) -> int:
+    return len(set(_names_in(layout, theirs)) & set(theirs))
+
+
+def _names_in(layout: Layout, theirs: Tensors) -> list[str]:
+    """Every name that a layout has for a file's depth, heads included."""
+    names: list[str] = []
+    depth = depth_of(layout, theirs)
+    for table in (layout.body, *layout.heads.values()):
+        for stack in their_names(table, depth).values():
+            names += stack.split(" + ")
+    return names
+
+
+def _without_beside(layout: Layout, theirs: Tensors) -> tuple[Tensors, list[str]]:
+    """Leave out MAE's decoder and say so; its mask token is the decoder's."""
+    beside = [name for name in theirs if name.startswith(BESIDE)]
+    if layout is not VIT or not beside:
+        return theirs, []
+    beside += ["mask_token"] if "mask_token" in theirs else []
+    kept = {name: value for name, value in theirs.items() if name not in beside}
+    return kept, [f"left out what is not the encoder: {few(sorted(beside))}"]
+
+
+def _head_kind(layout: Layout, theirs: Tensors) -> str:
+    """The first kind of head whose every name is there; more specific kinds stand first."""
+    kinds = (kind for kind, table in layout.heads.items() if set(table) <= set(theirs))
+    return next(kinds, "")
+
+
+def _head(kind: str, ours: Tensors, width: int, where: str) -> Head | None:
+    weight = ours.get("head.output.weight")
+    if weight is None:
+        return None
+    if weight.dim() != 2 or weight.shape[1] != width:
+        raise UserError(
+            f"{where}: its head has shape {tuple(weight.shape)}, for a width of {width}"
+        )
+    outputs = int(weight.shape[0])
+    if kind == "tokens":
+        return MaskedTokenHead(width, outputs).eval()
+    return ClassifierHead(width, outputs, "mean" if kind == "mean" else "special").eval()
+
+
+def _require_same_index(tensors: Mapping[str, Tensor], inferred: Inferred, where: str) -> None:
+    """The buffers that say which bias belongs to which pair must say what ours say."""
+    buffers = {name: value for name, value in tensors.items() if INDEX_SUFFIX in name}
+    if not buffers:
+        return
+    own = relative_position_index(inferred.config.grid)
+    for name, value in buffers.items():
+        if value.shape != own.shape or not torch.equal(value.long(), own):
+            raise UserError(
+                f"{where}: {name} numbers the pairs of patches otherwise than BEiT does"
+            )
+
+
+def state_of(encoder: Encoder, head: Head | MaskedPixelHead | None) -> Tensors:
+    """A model's tensors under our names, as the tables have them."""
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    beside = {} if head is None else head.state_dict()
+    return state | {f"head.{name}": value for name, value in beside.items()}
+
+
+def _fitting(wanted: Tensors, ours: Tensors, names: dict[str, str], complaint: str) -> Tensors:
+    """The tensors to load; every name and every shape must be there."""
+    ours = dict(ours)
+    if MASK not in ours:  # told by `infer_config`
+        ours[MASK] = torch.zeros(wanted[MASK].shape)
+    missing = [names.get(name, name) for name in wanted if name not in ours]
+    if missing:
+        raise UserError(f"{complaint}: no {few(missing)}")
+    extra = [names.get(name, name) for name in ours if name not in wanted]
+    if extra:
+        raise UserError(f"{complaint}: unexpected {few(extra)}")
+    for name, value in wanted.items():
+        if ours[name].shape != value.shape:
+            shapes = f"{tuple(ours[name].shape)} instead of {tuple(value.shape)}"
+            raise UserError(f"{complaint}: {names.get(name, name)} has shape {shapes}")
+        if not ours[name].is_floating_point():
+            raise UserError(f"{complaint}: {names.get(name, name)} holds no floating-point numbers")
+    return ours
