@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from beit.engine import checkpoints as module
 from beit.engine.checkpoints import Checkpoints, Snapshot
-from beit.engine.files import write_synced
 from beit.errors import UserError
+from beit.files import write_synced
 from engine.engine_toy import Killer, in_child, save_and_die, toy_snapshot
 
 

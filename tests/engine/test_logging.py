@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.engine.files import atomic_write_text, human_bytes
 from beit.engine.logging import MetricsLog, Progress, encode_row, human_time
+from beit.files import atomic_write_text, human_bytes
 from engine.engine_toy import SETTINGS, rows_of, run_toy
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from beit.cli import main
 from beit.engine import files
-from beit.engine.files import sha256_of
 from beit.engine.step import StepRecord, TrainingStep
+from beit.files import sha256_of
 from beit.recipes import saved_models, train
 
 assert train  # imported for the children's sake

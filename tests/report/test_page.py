@@ -163,11 +163,11 @@ def test_an_interrupted_write_leaves_the_old_page(
     path = tmp_path / "report.html"
     page.write(RunReport("old"), path)
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(source: Path, target: Path) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", fail)
+        patched.setattr("os.replace", fail)
         with pytest.raises(OSError, match="disk full"):
             page.write(RunReport("new"), path)
     assert "<title>old</title>" in path.read_text()

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit.engine.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_synced
 from beit.errors import UserError
+from beit.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_synced
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

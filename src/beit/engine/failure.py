@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from beit.engine.checkpoints import Snapshot, write_snapshot
-from beit.engine.files import atomic_write_text, human_bytes
 from beit.engine.logging import encode_row
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
+from beit.files import atomic_write_text, human_bytes
 
 
 class Diverged(RuntimeError):

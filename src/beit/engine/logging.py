@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from beit.engine.files import fsync_folder, human_bytes
+from beit.files import fsync_folder, human_bytes
 
 Row = Mapping[str, Any]
 _PLACE = frozenset({"step", "epoch", "samples_seen", "split"})

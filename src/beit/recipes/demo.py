@@ -23,11 +23,11 @@ from beit.data.loader import LoaderSettings, training_batches
 from beit.data.sources import Source, open_source
 from beit.data.subset import Subset
 from beit.data.views import ViewSettings
-from beit.engine.files import atomic_write_text
 from beit.engine.fit import fit
 from beit.engine.settings import FitSettings
 from beit.evaluation.few_labels import draw_labels, logistic_regression_accuracy
 from beit.evaluation.neighbours import Features, mean_pooled_features
+from beit.files import atomic_write_text
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.recipes.build import masked_image_model

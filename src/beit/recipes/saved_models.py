@@ -4,7 +4,6 @@ Nothing in either file is executed. A tokenizer is told from a masked-image mode
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from beit.engine.files import atomic_write_bytes, atomic_write_text
 from beit.errors import UserError
+from beit.files import atomic_write_bytes, atomic_write_text
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
@@ -45,15 +44,6 @@ def save_masked_image_model(
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))
     atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
-
-
-def save_tokenizer(folder: Path, model: DiscreteVAE) -> None:
-    """Write a tokenizer, weights first: a folder with its config.json has it whole."""
-    unfinished = folder / ".tokenizer.tmp"
-    storage.save(model, unfinished)
-    for name in (storage.WEIGHTS_FILE, storage.CONFIG_FILE):
-        atomic_write_bytes(folder / name, (unfinished / name).read_bytes())
-    shutil.rmtree(unfinished)
 
 
 def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:

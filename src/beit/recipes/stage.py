@@ -23,12 +23,12 @@ from beit.data.loader import evaluation_batches, training_batches
 from beit.data.sources import Source, open_source
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
-from beit.engine.files import atomic_write_text, sha256_of
 from beit.engine.fit import fit
 from beit.engine.protocol import Evaluate
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult
 from beit.errors import UserError
+from beit.files import atomic_write_text, sha256_of
 from beit.recipes.build import fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe

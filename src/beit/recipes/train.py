@@ -24,7 +24,7 @@ from beit.recipes.build import (
     view_settings,
 )
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
-from beit.recipes.saved_models import load, save_masked_image_model, save_tokenizer
+from beit.recipes.saved_models import load, save_masked_image_model
 from beit.recipes.stage import RunRequest, Stage, open_stage
 from beit.report.metrics import read_metrics
 from beit.tasks.pretrain import PretrainTask, VisualTokens
@@ -54,7 +54,7 @@ def _train_tokenizer(
             return {}
         _take_average(task, result.average)
         model = task.model
-        save_tokenizer(stage.run.path, model)
+        storage.save(model, stage.run.path)
         return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
 
 
@@ -237,7 +237,7 @@ def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None
             request = replace(stage.request, out=own)
             _train_tokenizer(recipe.tokenizer, request, stage.world, stage.device)
     elif stage.world.main and not (own / "config.json").is_file():
-        save_tokenizer(own, given)  # so that the run can be read without the original
+        storage.save(given, own)  # so that the run can be read without the original
     stage.world.barrier()
     return load_tokenizer(own).to(stage.device).requires_grad_(False).eval()
 

@@ -7,7 +7,6 @@ inside it, so that a file name or a class name cannot make a browser do anything
 import base64
 import hashlib
 import html
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from beit.files import atomic_write_text
 from beit.report.canvas import DENSITY
 from beit.report.tables import Table, numeric_columns
 from beit.report.text import printable
@@ -56,12 +56,7 @@ class RunReport:
 
 def write(report: RunReport, path: Path) -> None:
     """Write the page; a reader finds the old page or the new one, never half of one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(render(report), encoding="utf-8", newline="\n")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    atomic_write_text(path, render(report))
 
 
 def render(report: RunReport) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from beit.errors import UserError
+from beit.files import atomic_write_bytes, atomic_write_text
 from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -30,12 +32,12 @@ def fingerprint(model: DiscreteVAE) -> str:
 
 
 def save(model: DiscreteVAE, folder: Path) -> None:
-    """Write the tokenizer into a folder, which is made when it is missing."""
+    """Write the tokenizer, weights first: a folder that has its config.json has it whole."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS_FILE)
+    atomic_write_bytes(folder / WEIGHTS_FILE, serialise(weights))
     description = {
         "kind": KIND,
         "family": FAMILY,
@@ -45,7 +47,7 @@ def save(model: DiscreteVAE, folder: Path) -> None:
         "fingerprint": fingerprint(model),
         "config": model.config.to_dict(),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    atomic_write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
 
 def load(folder: Path) -> DiscreteVAE:
