@@ -8,7 +8,7 @@ TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() o
 .PHONY: demo test slow-test gpu-test check format lint types clean
 
 demo: .venv/.installed  ## the whole story on scikit-learn's digits, a few minutes on two cores
-	$(BIN)/beit demo --out runs/demo
+	$(BIN)/beit demo --out runs/demo --resume
 
 test: .venv/.installed-dev  ## the test suite
 	$(BIN)/pytest -n $(TEST_PROCESSES)

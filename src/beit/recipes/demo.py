@@ -60,16 +60,15 @@ def demo(data: str, out: Path, *, seed: int = 0, resume: bool = False) -> dict[s
     """Run the demo and return what it found.
 
     Args:
-        data: "digits" for the whole story; any other source for tokenizer and pre-training with the
-            `tiny` recipe, since nothing is known of its labels.
+        data: "digits" for the whole story; any other source for tokenizer and pre-training only,
+            since nothing is known of its labels.
         out: The run folder.
         seed: The key of every draw.
         resume: Go on with the demo in `out`.
     """
     started = time.monotonic()
     whole_story = data == "digits"
-    recipe = pretrain_recipe("digits" if whole_story else "tiny")
-    recipe = replace(recipe, {"engine.seed": seed, "tokenizer.engine.seed": seed})
+    recipe = demo_recipe(seed) if whole_story else taste_recipe(seed)
     _say(f"training a tokenizer, then pre-training recipe {recipe.name!r} on {data}, no labels")
     result = pretrain(recipe, RunRequest(data, out, resume=resume))
     if whole_story:
@@ -81,6 +80,25 @@ def demo(data: str, out: Path, *, seed: int = 0, resume: bool = False) -> dict[s
         print(text_table(few_label_table(result["few_labels"])))
     print(f"\nreport: {page} ({result['seconds']:.0f} s in all)")
     return result
+
+
+def demo_recipe(seed: int) -> PretrainRecipe:
+    """The recipe of the whole story."""
+    changes = {"engine.seed": seed, "tokenizer.engine.seed": seed}
+    return replace(pretrain_recipe("digits"), changes)
+
+
+def taste_recipe(seed: int) -> PretrainRecipe:
+    """`tiny`, cut to minutes: enough to see both stages work, not to be used for anything."""
+    changes = {
+        "engine.seed": seed,
+        "optim.steps": 300,
+        "optim.warmup_steps": 30,
+        "tokenizer.engine.seed": seed,
+        "tokenizer.optim.steps": 400,
+        "tokenizer.optim.warmup_steps": 20,
+    }
+    return replace(pretrain_recipe("tiny"), changes)
 
 
 def few_labels(run: Path, seed: int) -> dict[str, dict[str, list[float]]]:
@@ -112,8 +130,7 @@ def _draw(run: Path, seed: int, per_class: int, draw: int) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def _comparison(run: Path, seed: int) -> "_Comparison":
-    recipe = replace(pretrain_recipe("digits"), {"engine.seed": seed})
-    return _Comparison(recipe, load_masked_image_model(run).encoder, seed)
+    return _Comparison(demo_recipe(seed), load_masked_image_model(run).encoder, seed)
 
 
 class _Comparison:
