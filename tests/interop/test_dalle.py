@@ -1,0 +1,86 @@
+"""DALL-E's files: the same codes, the same decoder, nothing executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from beit.errors import UserError
+from beit.interop.dalle import read_dalle
+from beit.tokenizer.dvae import DiscreteVAE, map_pixels
+from interop.dalle_modules import centre, package, save_models
+
+
+def _blotches(count: int, side: int) -> torch.Tensor:
+    """Plain colours a code's place: what a random encoder tells apart, unlike noise."""
+    return (
+        torch.rand(count, 3, side // 8, side // 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    )
+
+
+def _same(model: DiscreteVAE, encoder: nn.Module, decoder: nn.Module, side: int) -> None:
+    images = _blotches(16, side)
+    with torch.no_grad():
+        logits = encoder(map_pixels(images))
+        torch.testing.assert_close(model.logits(images), logits, atol=1e-5, rtol=1e-5)
+        codes = logits.argmax(1)
+        assert len(codes.unique()) > 3
+        assert torch.equal(model.codes(images), codes)
+        one_hot = nn.functional.one_hot(codes, model.vocabulary).permute(0, 3, 1, 2).float()
+        outputs = decoder(one_hot)
+    torch.testing.assert_close(model.decode(one_hot), outputs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.decode_codes(codes), outputs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "old"])
+def test_both_containers_give_the_same_codes(tmp_path: Path, archive: bool) -> None:
+    encoder, decoder = save_models(tmp_path, archive=archive)
+    read = read_dalle(tmp_path / "encoder.pkl")
+    assert not read.notes
+    assert read.model.config.likelihood == "logit-laplace"
+    _same(read.model, encoder, decoder, 32)
+
+
+def test_the_package_s_own_models(tmp_path: Path) -> None:
+    dall_e = package()
+    if dall_e is None:
+        pytest.skip("the DALL-E package is not installed")
+    torch.manual_seed(0)
+    encoder = dall_e.Encoder(n_hid=64, vocab_size=512).eval()
+    decoder = dall_e.Decoder(n_hid=64, vocab_size=512).eval()
+    centre(encoder)
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    torch.save(decoder, tmp_path / "decoder.pkl")
+    read = read_dalle(tmp_path / "encoder.pkl")
+    assert read.model.config.encoder_widths == (64, 128, 256, 512)
+    _same(read.model, encoder, decoder, 32)
+
+
+def test_an_encoder_alone_gives_codes_and_says_what_it_lacks(tmp_path: Path) -> None:
+    encoder, _ = save_models(tmp_path)
+    (tmp_path / "decoder.pkl").unlink()
+    read = read_dalle(tmp_path / "encoder.pkl")
+    assert "grey" in read.notes[0]
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(read.model.codes(images), encoder(map_pixels(images)).argmax(1))
+        assert (read.model.reconstruct(images) - 0.5).abs().max() < 1e-6
+
+
+def test_files_that_were_swapped_are_told_apart(tmp_path: Path) -> None:
+    save_models(tmp_path)
+    with pytest.raises(UserError, match=r"dall_e\.decoder\.Decoder.*is wanted"):
+        read_dalle(tmp_path / "decoder.pkl")
+
+
+def test_wget_s_log_is_recognised(tmp_path: Path) -> None:
+    log = tmp_path / "encoder.pkl"
+    log.write_text(
+        "--2021-06-20 10:00:00--  https://cdn.example.org/dall-e/encoder.pkl\n"
+        "Resolving cdn.example.org... 10.0.0.1\nConnecting... connected.\n"
+    )
+    with pytest.raises(UserError, match=r"wget's log.*wget -O"):
+        read_dalle(log)
