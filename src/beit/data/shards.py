@@ -168,6 +168,8 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, first byte and size of each picture of a shard."""
     try:
         with tarfile.open(os.fsdecode(path), "r:") as archive:
+            if archive.firstmember is None:  # type: ignore[attr-defined]
+                return  # Python 3.10 would seek before the start of an empty archive
             last = -1
             while (member := archive.next()) is not None:
                 # A header with a negative size would lead back and round for ever.
