@@ -125,6 +125,10 @@ class TokenizerModelRecipe(Frozen):
     head: Literal["linear", "cosine"] | None = Field(None, description="how logits are made")
     code_width: int | None = Field(None, gt=0, description="dimensions of the cosine head")
     cosine_scale: float | None = Field(None, gt=0, description="bound of the cosine head's logits")
+    decoder_input: Literal["shared", "separate"] | None = Field(
+        None, description="whether the decoder reads the cosine head's codes or its own"
+    )
+    output_kernel: int | None = Field(None, gt=0, description="kernel of the last convolution")
     likelihood: Literal["logit-laplace", "gaussian"] | None = Field(
         None, description="p(x|z): what a reconstruction is scored with"
     )
