@@ -9,9 +9,11 @@ saved). Nothing heavy is imported before a command is known, so that `--help` an
 import argparse
 import difflib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("stopped by Ctrl-C", 130)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _nobody_reads()
     except Exception as error:
         return _ours(error)
 
@@ -93,6 +94,13 @@ def _without_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             overrides.append(f"{argument}={waiting.pop(0)}")
     return plain, overrides
+
+
+def _nobody_reads() -> int:
+    """Leave in peace when whoever read our output has left; no complaint at exit either."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _ours(error: Exception) -> int:
@@ -134,11 +142,12 @@ def parser() -> Parser:
     pretrain.add_argument(
         "--tokenizer",
         metavar="T",
-        help="run folder of a trained one; without it one is trained first, into RUN/tokenizer",
+        help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
     )
     _data(commands)
     _recipes(commands)
     _report(commands)
+    _convert(commands)
     return top
 
 
@@ -209,6 +218,21 @@ def _report(commands: Any) -> None:
     report = _command(commands, "report", text, _run_report)
     report.add_argument("run_folder", metavar="RUN", help="a run folder")
     report.add_argument("--data", metavar="SRC", help="pictures to show; the run's own by default")
+
+
+def _convert(commands: Any) -> None:
+    text = "take other people's weights in, or write ours for their programs"
+    convert = _command(commands, "convert", text, _run_convert)
+    convert.add_argument(
+        "source", metavar="IN", help="a folder, a .pth, a .safetensors, or DALL-E's encoder.pkl"
+    )
+    convert.add_argument("target", metavar="OUT", help="folder or file to make")
+    formats = ("beit", "reference", "transformers", "timm")
+    convert.add_argument("--to", required=True, choices=formats, help="whose program is to read it")
+    convert.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="if no square")
+    convert.add_argument("--heads", type=int, metavar="N", help="attention heads, if nothing says")
+    convert.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    convert.add_argument("--encoder-only", action="store_true", help="leave the head out")
 
 
 def _launched(options: argparse.Namespace) -> bool:
@@ -306,6 +330,19 @@ def _run_report(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         print(f"report: {page}")
     return {"report": str(page)}
+
+
+def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.conversion import Options, convert
+
+    size = None if options.image_size is None else (options.image_size[0], options.image_size[1])
+    wanted = Options(size, options.heads, options.ema, options.encoder_only)
+    result = convert(options.source, options.target, options.to, wanted)
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if not options.json:
+        print(f"{result['from']} -> {result['to']}: {result['out']}")
+    return result
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+from beit import files
 from beit.cli import main
-from beit.engine import files
 from beit.engine.step import StepRecord, TrainingStep
 from beit.files import sha256_of
 from beit.recipes import saved_models, train
+from beit.tokenizer import storage
 
 assert train  # imported for the children's sake
 Fields = Mapping[str, Any]
@@ -113,6 +114,13 @@ def stopped(words: list[str], task: str, step: int) -> Outcome:
         return beit(*words)
 
 
+def photos(folder: Path, train: int = 38, held_out: int = 2) -> Path:
+    """A folder of pictures that says which are to be held out."""
+    pictures(folder / "train", train)
+    pictures(folder / "val", held_out)
+    return folder
+
+
 def rows_of(run: Path, split: str = "train") -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
@@ -151,13 +159,14 @@ class Blow:
             write(path, data)
 
         patch.setattr(TrainingStep, "__call__", stepping)
-        for module in (files, saved_models):
+        for module in (files, saved_models, storage):
             patch.setattr(module, "atomic_write_bytes", writing)
 
 
 def child(words: list[str], log: str, blow: Blow | None) -> None:
     """The body of a child process: the command, with all it says in a file."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the loader, as outside of tests
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -102,8 +102,15 @@ class Stage:
         self, views: ViewSettings, masks: MaskPlan | None, batch_size: int
     ) -> Iterator[ImageBatch]:
         """Centre crops of the validation pictures on the device, each once."""
-        log = self._bad_validation_pictures
-        return prepared_batches(self.validation, views, masks, batch_size, self.device, log)
+        log, none = self._bad_validation_pictures, True
+        for batch in prepared_batches(self.validation, views, masks, batch_size, self.device, log):
+            none = False
+            yield batch
+        if none:
+            raise UserError(
+                f"not one of the {len(self.validation)} validation pictures can be read; "
+                f"{self.run.path / BAD_VALIDATION_PICTURES} names them"
+            )
 
     @cached_property
     def _bad_validation_pictures(self) -> BadPictureLog | None:
@@ -149,9 +156,18 @@ def open_stage(
     request: RunRequest,
     world: World,
     device: torch.device,
+    sources: tuple[Source, Source] | None = None,
 ) -> Iterator[Stage]:
-    """Open the data and the run folder; a run that cannot go on is refused before any work."""
-    train, validation = open_source(request.data, "train"), open_source(request.data, "val")
+    """Open the data and the run folder; a run that cannot go on is refused before any work.
+
+    Args:
+        recipe: What to train.
+        request: Where from, where to, and how.
+        world: The ranks.
+        device: Where to train.
+        sources: The pictures to train and to measure on, when another stage has them open.
+    """
+    train, validation = sources or (open_source(request.data, s) for s in ("train", "val"))
     refuse_impossible(recipe, world.size, len(train), device)
     with _enter(request, main=world.main) as run:
         if world.main:

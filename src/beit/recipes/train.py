@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
-from beit.engine.distribution import World, process_group
+from beit.engine.distribution import process_group
 from beit.engine.protocol import Evaluation
 from beit.errors import UserError
 from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
+from beit.interop.dalle import read_dalle
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.build import (
     choose_device,
@@ -38,24 +39,20 @@ EVALUATION_BATCH = 100
 def train_tokenizer(recipe: TokenizerRecipe, request: RunRequest) -> dict[str, Any]:
     """Stage 1: train a discrete VAE (paper, section 2.1) into `request.out`."""
     device = choose_device(request.device)
-    with process_group(device.type) as world:
-        return _train_tokenizer(recipe, request, world, device)
+    with process_group(device.type) as world, open_stage(recipe, request, world, device) as stage:
+        return _train_tokenizer(recipe, stage)
 
 
-def _train_tokenizer(
-    recipe: TokenizerRecipe, request: RunRequest, world: World, device: torch.device
-) -> dict[str, Any]:
-    with open_stage(recipe, request, world, device) as stage:
-        task = tokenize_task(recipe)
-        size = task.model.image_size
-        views = view_settings(recipe.views, token_view=size)
-        result = stage.fit(task, views, None, CodebookWatch(stage))
-        if not world.main:
-            return {}
-        _take_average(task, result.average)
-        model = task.model
-        storage.save(model, stage.run.path)
-        return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
+def _train_tokenizer(recipe: TokenizerRecipe, stage: Stage) -> dict[str, Any]:
+    task = tokenize_task(recipe)
+    views = view_settings(recipe.views, token_view=task.model.image_size)
+    result = stage.fit(task, views, None, CodebookWatch(stage))
+    if not stage.world.main:
+        return {}
+    _take_average(task, result.average)
+    model = task.model
+    storage.save(model, stage.run.path)
+    return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
 
 
 class CodebookWatch:
@@ -114,8 +111,8 @@ def pretrain(
     Args:
         recipe: What to train; its `tokenizer` field is stage 1.
         request: Where from, where to, and how.
-        tokenizer: The run folder of a trained tokenizer; without it the recipe's tokenizer is
-            trained first, into the folder `tokenizer` of the run.
+        tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`; without it the
+            recipe's tokenizer is trained first, into the folder `tokenizer` of the run.
     """
     device = choose_device(request.device)
     with process_group(device.type) as world:
@@ -218,7 +215,9 @@ def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> Discret
 
 
 def load_tokenizer(folder: Path) -> DiscreteVAE:
-    """Load a tokenizer and refuse anything else."""
+    """Load a tokenizer's folder, or DALL-E's `encoder.pkl`, and refuse anything else."""
+    if folder.suffix == ".pkl":
+        return read_dalle(folder).model
     model = load(folder)
     if not isinstance(model, DiscreteVAE):
         raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
@@ -234,8 +233,10 @@ def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None
     if given is None:
         # Rank 0 decides: another one may look when the answer has changed already.
         if stage.world.tell("" if _is_there(own) else "train it"):
-            request = replace(stage.request, out=own)
-            _train_tokenizer(recipe.tokenizer, request, stage.world, stage.device)
+            request, sources = replace(stage.request, out=own), (stage.train, stage.validation)
+            where = stage.world, stage.device, sources
+            with open_stage(recipe.tokenizer, request, *where) as first:
+                _train_tokenizer(recipe.tokenizer, first)
     elif stage.world.main and not (own / "config.json").is_file():
         storage.save(given, own)  # so that the run can be read without the original
     stage.world.barrier()

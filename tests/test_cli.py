@@ -1,0 +1,246 @@
+"""What a person is told: exit statuses, one sentence for a mistake, one object for a program."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from beit.cli import _without_processes, main
+from beit.data.watch import LoaderError
+from beit.engine import distribution
+from beit.engine.distribution import RankError
+from beit.engine.failure import Diverged
+from beit.engine.signals import StoppedBySignal
+from beit.errors import UserError
+from beit.recipes import named
+from recipes.recipe_runs import beit, pictures
+
+PRETRAIN = ["pretrain", "digits", "--data", "digits", "--out", "TMP/run"]
+TOKENIZER = ["tokenizer", "digits", "--data", "digits", "--out", "TMP/run"]
+WITHOUT_DATA = ["pretrain", "digits", "--out", "TMP/run", "--data"]
+
+# Words of a command line, and what the one sentence must say: the culprit and the way out.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no command": ([], ["COMMAND", "beit --help"]),
+    "unknown command": (["pretrian", "digits"], ["'pretrian'", "did you mean pretrain?"]),
+    "unknown action": (["recipes", "shwo"], ["'shwo'", "did you mean show?"]),
+    "nothing to train on": (["pretrain", "digits"], ["--data", "--out", "pretrain --help"]),
+    "unknown flag": (["report", "TMP", "--jsn"], ["'--jsn'", "did you mean --json?"]),
+    "no number": (["demo", "--seed", "x"], ["--seed", "'x'"]),
+    "fields of no recipe": (["demo", "--optim.lr", "1"], ["demo does not take '--optim.lr=1'"]),
+    "unknown recipe": (["pretrain", "digts", *PRETRAIN[2:]], ["'digts'", "did you mean digits?"]),
+    "no such recipe": (
+        ["recipes", "show", "zzzz"],
+        ["'zzzz'", "are digits, tiny, small"],
+    ),
+    "near a field": ([*PRETRAIN, "--optim.weight_decy=1"], ["mean --optim.weight_decay?"]),
+    "last part of a field": ([*PRETRAIN, "--mask.kind", "random"], ["mean --masking.kind?"]),
+    "field without its group": ([*PRETRAIN, "--lr", "1"], ["--lr", "did you mean --optim.lr?"]),
+    "near a flag": ([*PRETRAIN, "--resum", "x"], ["--resum", "did you mean --resume?"]),
+    "far from all": ([*PRETRAIN, "--zzz.qqq", "1"], ["--zzz.qqq", "recipes show digits"]),
+    "word too much": ([*PRETRAIN, "more"], ["'more'", "--dotted.name value"]),
+    "no value": ([*PRETRAIN, "--optim.lr"], ["--optim.lr needs a value"]),
+    "a flag for a value": ([*PRETRAIN, "--optim.lr", "--json"], ["--optim.lr needs a value"]),
+    "no number in a field": ([*PRETRAIN, "--optim.lr", "fast"], ["optim.lr", "'fast'"]),
+    "below its range": ([*PRETRAIN, "--optim.lr", "-1"], ["optim.lr", "-1", "greater than 0"]),
+    "not finite": ([*PRETRAIN, "--optim.lr", ".inf"], ["optim.lr", "inf", "finite"]),
+    "no choice": ([*PRETRAIN, "--masking.kind", "blocks"], ["masking.kind", "'blockwise-paper'"]),
+    "part of a pair": ([*PRETRAIN, "--optim.betas", "[0.9,1.5]"], ["optim.betas.1", "1.5"]),
+    "patches of nothing": ([*PRETRAIN, "--encoder.patch_size", "[0,4]"], ["patch_size.0", "0"]),
+    "not a multiple": ([*PRETRAIN, "--encoder.image_size=[18,16]"], ["height 18", "patch 4"]),
+    "no masked place": ([*PRETRAIN, "--masking.kind", "none"], ["set objective.places all"]),
+    "not divided by accumulate": (
+        [*PRETRAIN, "--optim.batch=10", "--optim.accumulate=3"],
+        ["batch of 10", "3 micro-batches", "multiple of 3"],
+    ),
+    "the tokenizer's batch": (
+        [*PRETRAIN, "--tokenizer.optim.batch=10", "--tokenizer.optim.accumulate=4"],
+        ["batch of 10", "multiple of 4"],
+    ),
+    "no length": (
+        [*PRETRAIN, "--optim.steps=null", "--optim.epochs=null"],
+        ["--optim.steps or --optim.epochs"],
+    ),
+    "heads": ([*PRETRAIN, "--encoder.width=96", "--encoder.heads=5"], ["width 96", "5 heads"]),
+    "more masks than patches": ([*PRETRAIN, "--masking.count", "17"], ["17", "16"]),
+    "the tokenizer's picture": ([*TOKENIZER, "--model.image_size=[15,16]"], ["15x16", "of 4"]),
+    "no data": ([*WITHOUT_DATA, "TMP/phots"], ["no folder", "did you mean", "photos"]),
+    "no such scheme": ([*WITHOUT_DATA, "digit"], ["digit", "did you mean digits?"]),
+    "empty folder": ([*WITHOUT_DATA, "TMP/empty"], ["there is no picture in", ".png"]),
+    "a file": ([*WITHOUT_DATA, "TMP/file"], ["neither a folder nor a .tar"]),
+    "a full folder": ([*PRETRAIN[:-1], "TMP/photos"], ["not empty", "--resume", "--out"]),
+    "a file for a folder": ([*PRETRAIN[:-1], "TMP/file"], ["is a file", "--out"]),
+    "below a file": ([*PRETRAIN[:-1], "TMP/file/run"], ["cannot be made", "--out"]),
+    "no run": (
+        [*PRETRAIN[:-1], "TMP/photos", "--resume"],
+        ["photos holds no run to go on with", "recipe.yaml"],
+    ),
+    "fewer than no process": ([*PRETRAIN, "--processes", "-1"], ["-1 processes", "1 or more"]),
+    "no process": ([*PRETRAIN, "--processes", "0"], ["0 processes", "1 or more"]),
+    "more GPUs than there are": ([*PRETRAIN, "--gpus", "99"], ["99 GPUs", "this machine has"]),
+    "both": ([*PRETRAIN, "--gpus", "2", "--processes", "2"], ["--processes", "--gpus"]),
+    "device twice": ([*PRETRAIN, "--processes=2", "--device=cpu"], ["leave --device away"]),
+    "no device": ([*PRETRAIN, "--device", "gpu"], ["--device gpu", "use cpu, cuda or cuda:N"]),
+    "no device to train on": ([*PRETRAIN, "--device", "meta"], ["--device meta", "use cpu"]),
+    "no such GPU": ([*PRETRAIN, "--device", "cuda:98"], ["--device cuda:98"]),
+    "no tokenizer": ([*PRETRAIN, "--tokenizer", "TMP/empty"], ["no finished model", "config.json"]),
+    "no tokenizer folder": ([*PRETRAIN, "--tokenizer", "TMP/t"], ["TMP/t holds no finished model"]),
+    "garbage for a tokenizer": ([*PRETRAIN, "--tokenizer", "TMP/photos"], ["as JSON"]),
+    "a tokenizer for pixels": (
+        [*PRETRAIN, "--tokenizer", "TMP/t", "--objective.target", "pixels"],
+        ["--tokenizer", "objective.target is pixels"],
+    ),
+    "report of no run": (["report", "TMP/photos"], ["is not a run folder", "recipe.yaml"]),
+    "report of nothing": (["report", "TMP/nothing"], ["is not a run folder"]),
+    "check without workers": (["data", "check", "digits", "--workers", "-1"], ["--workers -1"]),
+    "check of nothing": (["data", "check", "TMP/nothing"], ["no folder"]),
+    "no such split": (["data", "info", "digits", "--split", "tset"], ["'tset'", "train, val, all"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_and_makes_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "config.json").write_text("{")
+    (tmp_path / "file").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    words, expected = MISTAKES[name]
+    outcome = beit(*(word.replace("TMP", str(tmp_path)) for word in words))
+    assert outcome.status == 2, outcome.err
+    assert outcome.out == ""
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("beit: "), outcome.err
+    for part in expected:
+        assert part.replace("TMP", str(tmp_path)) in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+HELP = ["", "demo", "tokenizer", "pretrain", "data", "data check", "data info", "recipes"]
+
+
+@pytest.mark.parametrize("command", [*HELP, "recipes list", "recipes show", "report"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"usage: beit {command}".rstrip() in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("beit 0.")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
+    """Run a command inside which something fails."""
+
+    def fail(name: str) -> str:
+        raise error
+
+    monkeypatch.setattr(named, "describe", fail)
+    return beit("recipes", "list", "--json")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+TOLD: list[tuple[BaseException, int, str]] = [
+    (Diverged("step 7 is not finite"), 1, "step 7 is not finite"),
+    (LoaderError("a worker died"), 1, "a worker died"),
+    (RankError("rank 1 was killed"), 1, "rank 1 was killed"),
+    (caused(RankError("rank 0: a worker"), LoaderError("a worker")), 1, "rank 0: a worker"),
+    (caused(RankError("rank 1 failed"), RankError("rank 1 waits")), 1, "rank 1 failed"),
+    (MemoryError(), 1, "out of memory (no more memory); choose a smaller"),
+    (torch.OutOfMemoryError("CUDA\nand more"), 1, "out of memory (CUDA); choose a smaller"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory (Default"),
+    (UserError("the batch is wrong"), 2, "the batch is wrong"),
+    (StoppedBySignal("stopped by SIGTERM", 15), 143, "stopped by SIGTERM"),
+    (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "sentence"), TOLD, ids=lambda value: repr(value)[:30])
+def test_known_failures_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, sentence: str
+) -> None:
+    outcome = failing(monkeypatch, error)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert len(outcome.err.splitlines()) == 1 and outcome.complaint.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("x"), caused(RankError("rank 1 failed"), ZeroDivisionError("x"))]
+)
+def test_a_fault_of_ours_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    outcome = failing(monkeypatch, error)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "Traceback" in outcome.err and "ZeroDivisionError: x" in outcome.err
+    assert "please report it" in outcome.complaint
+
+
+def test_a_reader_who_leaves_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failing(monkeypatch, BrokenPipeError()).status == 0
+
+
+JSON: dict[str, tuple[list[str], set[str]]] = {
+    "list": (["recipes", "list"], {"recipes"}),
+    "show": (["recipes", "show", "digits"], {"name", "recipe", "parameters", "gflop_per_picture"}),
+    "info": (["data", "info", "digits"], {"pictures", "classes", "height", "fingerprint"}),
+    "check": (["data", "check", "digits", "--split", "val"], {"pictures", "bad"}),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_is_the_last_line(name: str) -> None:
+    words, keys = JSON[name]
+    outcome = beit(*words, "--json")
+    assert outcome.status == 0 and keys <= set(outcome.result) and outcome.err == ""
+    people = beit(*words)
+    assert people.status == 0 and people.out and not people.out.splitlines()[-1].startswith("{")
+
+
+def test_data_is_looked_at_whole(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "photos", 30, classes=("cat", "dog"))
+    whole = (folder / "dog" / "picture-001.jpg").read_bytes()
+    (folder / "dog" / "picture-001.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not a picture")
+    checked = beit("data", "check", folder, "--json")
+    assert checked.status == 0 and checked.result["pictures"] == 30
+    assert [bad["path"] for bad in checked.result["bad"]] == ["dog/picture-001.jpg"]
+    assert "dog/picture-001.jpg: " in beit("data", "check", folder).out
+    info = beit("data", "info", folder, "--json").result
+    assert info["classes"] == {"cat": 15, "dog": 15}
+    assert (info["bad_in_sample"], info["height"], info["width"]) == (1, [20] * 3, [24] * 3)
+
+
+def test_fields_may_come_before_the_recipe() -> None:
+    words = ["recipes", "show", "--optim.lr", "3e-4", "--optim.betas=[0.8,0.9]", "digits", "--json"]
+    optim = beit(*words).result["recipe"]["optim"]
+    assert (optim["lr"], optim["betas"]) == (3e-4, [0.8, 0.9])
+
+
+def test_several_processes_start_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(distribution, "launch", lambda *arguments: calls.append(arguments))
+    words = ["tokenizer", "digits", "--data", "digits", "--out", str(tmp_path / "run"), "--json"]
+    for flags in (["--processes", "2"], ["--processes=2"]):
+        outcome = beit(*words[:2], *flags, *words[2:], "--optim.steps", "3")
+        assert (outcome.status, outcome.out) == (0, "")
+    started = [sys.executable, "-m", "beit", *words, "--optim.steps", "3", "--device", "cpu"]
+    assert calls == [(2, started, "cpu")] * 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_number_of_processes_is_taken_away() -> None:
+    words = ["pretrain", "--gpus", "4", "x", "--gpus=4", "--processes", "2", "--out", "gpus"]
+    assert _without_processes(words) == ["pretrain", "x", "--out", "gpus"]
