@@ -56,7 +56,7 @@ class DiscreteVAEConfig:
     stem_kernel: int = 8
     stem_stride: int = 4
     downsampling: Literal["max-pool", "strided"] = "strided"
-    output_kernel: int = 1
+    output_kernel: int = 3
     head: Literal["linear", "cosine"] = "cosine"
     code_width: int = 32
     cosine_scale: float = 50.0
