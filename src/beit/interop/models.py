@@ -141,7 +141,8 @@ def _hub_hints(
             float(config.get("layer_scale_init_value", 0.1)),
             float(config.get("drop_path_rate", 0.1)),
         )
-        names = config.get("id2label") if "classifier" in str(config.get("architectures")) else None
+        classifies = "Classification" in str(config.get("architectures"))
+        names = config.get("id2label") if classifies else None
         named = {int(number): str(label) for number, label in (names or {}).items()}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} has impossible values ({error})") from error

@@ -22,6 +22,7 @@ from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
 
 KIND = "masked-image-model"
+ENCODER_KIND = "encoder"  # other people's backbones; ours come with their head
 _TUPLES = ("image_size", "patch_size")
 
 
@@ -40,14 +41,26 @@ def save_masked_image_model(
         },
         **facts,
     }
+    _write(folder, model, described)
+
+
+def save_encoder(folder: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
+    """Write an encoder without a head; `facts` (where it is from) go into config.json."""
+    described = {"kind": ENCODER_KIND, "format": 1, "encoder": asdict(encoder.config), **facts}
+    _write(folder, encoder, described)
+
+
+def _write(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))
     atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
 
 
-def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:
-    """Load what a run folder holds: a tokenizer or a pre-trained model, in evaluation mode.
+def load(path: str | Path) -> DiscreteVAE | MaskedImageModel | Encoder:
+    """Load what a folder holds: a tokenizer, a pre-trained model or a bare encoder.
+
+    In evaluation mode, on the CPU.
 
     Raises:
         UserError: There is no such folder, or its files are not a model of ours.
@@ -57,6 +70,10 @@ def load(path: str | Path) -> DiscreteVAE | MaskedImageModel:
     kind = config.get("kind")
     if kind == "tokenizer":
         return storage.load(folder)
+    if kind == ENCODER_KIND:
+        encoder = Encoder(_encoder_config(folder, config))
+        load_weights(encoder, folder / "model.safetensors")
+        return encoder.eval()
     if kind != KIND:
         raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
     return _masked_image_model(folder, config).eval()
@@ -66,8 +83,19 @@ def load_masked_image_model(path: str | Path) -> MaskedImageModel:
     """Load a pre-trained model and refuse anything else."""
     model = load(path)
     if not isinstance(model, MaskedImageModel):
-        raise UserError(f"{path} holds a tokenizer; a pre-trained model is wanted")
+        what = "a tokenizer" if isinstance(model, DiscreteVAE) else "an encoder without a head"
+        raise UserError(f"{path} holds {what}; a pre-trained model is wanted")
     return model
+
+
+def load_encoder_and_head(
+    path: str | Path,
+) -> tuple[Encoder, MaskedTokenHead | MaskedPixelHead | None]:
+    """Load a pre-trained model or a bare encoder, and refuse a tokenizer."""
+    model = load(path)
+    if isinstance(model, DiscreteVAE):
+        raise UserError(f"{path} holds a tokenizer; a model with an encoder is wanted")
+    return (model, None) if isinstance(model, Encoder) else (model.encoder, model.head)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -94,13 +122,22 @@ def encoder_config_from(values: Mapping[str, Any]) -> EncoderConfig:
     return EncoderConfig(**read)
 
 
-def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageModel:
+def _encoder_config(folder: Path, config: Mapping[str, Any]) -> EncoderConfig:
     try:
-        encoder = encoder_config_from(config["encoder"])
-        target, outputs = config["head"]["target"], int(config["head"]["outputs"])
+        return encoder_config_from(config["encoder"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not describe an encoder: {error}"
+        ) from error
+
+
+def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageModel:
+    encoder = _encoder_config(folder, config)
+    try:
+        target, outputs = config["head"]["target"], int(config["head"]["outputs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not describe an encoder and its head: {error}"
         ) from error
     if target not in ("tokens", "pixels"):
         raise UserError(f"{folder / 'config.json'} has a head for {target!r}, not tokens or pixels")
