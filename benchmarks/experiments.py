@@ -47,7 +47,7 @@ TOKENIZERS: dict[str, list[Variant]] = {
     "tokenizer-found": [Variant("found", tokenizer(), seeds=(0, 1, 2))],
     "tokenizer-balance": [
         Variant(f"balance {weight}", tokenizer(relaxation__marginal_weight=weight))
-        for weight in (0.0, 0.1, 1.0)  # 0.3 is the one found
+        for weight in (0.0, 0.1)  # 0.3 is the one found
     ],
     "tokenizer-changes": [
         Variant("KL weight 6.6", tokenizer(relaxation__kl_weight=6.6)),
@@ -55,14 +55,18 @@ TOKENIZERS: dict[str, list[Variant]] = {
         Variant("separate decoder codes", tokenizer(model__decoder_input="separate")),
         Variant("linear logits", tokenizer(model__head="linear", model__decoder_input="separate")),
         Variant("logit-Laplace", tokenizer(model__likelihood="logit-laplace")),
+        Variant("1x1 last convolution", tokenizer(model__output_kernel=1)),
         Variant("straight-through, last fifth", tokenizer(relaxation__straight_through=0.2)),
     ],
     "tokenizer-vocabulary": [
         Variant("1024 codes", tokenizer(model__vocabulary=1024)),
-        Variant("4096 codes", tokenizer(model__vocabulary=4096)),
         Variant(
-            "8192 codes, half the steps",
-            tokenizer(model__vocabulary=8192, optim__steps=400, optim__warmup_steps=20),
+            "4096 codes, half the steps",
+            tokenizer(model__vocabulary=4096, optim__steps=400, optim__warmup_steps=20),
+        ),
+        Variant(
+            "8192 codes, a quarter of the steps",
+            tokenizer(model__vocabulary=8192, optim__steps=200, optim__warmup_steps=10),
         ),
     ],
 }
