@@ -1,0 +1,107 @@
+"""Pictures that are bad, pictures that change, numbers that blow up: told, kept, survivable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from beit.data.sources import open_source
+from beit.engine.checkpoints import Checkpoints
+from recipes.recipe_runs import beit, photos, pictures, pretraining, rows_of, stopped, tokenizing
+
+
+def spoil(folder: Path, split: str, count: int) -> list[str]:
+    """Cut some pictures of a split in half; their names."""
+    source = open_source(str(folder), "val" if split == "val" else "train")
+    names = [source.identity(index) for index in range(count)]
+    for name in names:  # a picture that is bad already only gets worse
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    return names
+
+
+def listed(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_bad_pictures_are_named_and_replaced(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "run"
+    names = spoil(data, "train", 2)
+    words = pretraining(run, data, data__bad_share=0.1, tokenizer__data__bad_share=0.1)
+    assert beit(*words).status == 0
+    for folder in (run, run / "tokenizer"):
+        found = listed(folder / "bad_pictures.jsonl")
+        assert sorted(entry["path"] for entry in found) == names
+        assert all(entry["reason"] for entry in found)
+        assert len(rows_of(folder)) == 4
+
+
+def test_too_many_bad_pictures_stop_the_run_with_the_list(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "run"
+    names = spoil(data, "train", 2)
+    outcome = beit(*tokenizing(run, data))
+    assert (outcome.status, outcome.out) == (2, "")
+    assert any(name in outcome.complaint for name in names)
+    assert "cannot be read, more than the 1.0% allowed" in outcome.complaint
+    assert {entry["path"] for entry in listed(run / "bad_pictures.jsonl")} <= set(names)
+    assert not (run / "model.safetensors").exists()
+
+
+def test_bad_validation_pictures_are_named_and_left_out(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    names = spoil(data, "val", 1)
+    outcome = beit(*tokenizing(run, data, engine__evaluate_every=2))
+    assert outcome.status == 0 and outcome.result["validation"]["images"] == 1
+    found = listed(run / "bad_validation_pictures.jsonl")
+    assert [entry["path"] for entry in found] == names
+    assert not (run / "bad_pictures.jsonl").exists()
+    spoil(data, "val", 2)
+    outcome = beit(*tokenizing(tmp_path / "none", data))
+    assert outcome.status == 2 and "not one of the 2 validation pictures" in outcome.complaint
+
+
+def test_changed_pictures_need_consent(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    spoil(data, "train", 1)
+    # A batch is larger than the data, so that the first one meets every picture.
+    words = [*tokenizing(run, data, data__bad_share=0.5), "--resume"]
+    assert stopped(words, "TokenizeTask", 1).status == 143
+    assert listed(run / "bad_pictures.jsonl")
+    before = (run / "source.json").read_text(), rows_of(run)
+    pictures(tmp_path / "more", 1)
+    (tmp_path / "more" / "picture-000.jpg").rename(data / "train" / "another.jpg")
+    refused = beit(*words)
+    assert refused.status == 2 and "have changed (38 to train on then, 39 now)" in refused.complaint
+    assert "--accept-changed-data" in refused.complaint
+    assert ((run / "source.json").read_text(), rows_of(run)) == before
+    assert beit(*words, "--accept-changed-data").status == 0
+    assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4]
+    assert len(listed(run / "bad_pictures.jsonl.before")) == 1
+    assert beit(*words).status == 0  # once accepted, these are the run's pictures
+
+
+def test_moved_pictures_are_the_same(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    assert beit(*tokenizing(run, data)).status == 0
+    moved = data.rename(tmp_path / "moved")
+    assert beit(*tokenizing(run, moved), "--resume").status == 0
+    assert json.loads((run / "source.json").read_text())["data"] == str(moved)
+
+
+def test_a_rate_that_blows_up_stops_with_a_dump(tmp_path: Path) -> None:
+    run = tmp_path / "t"
+    words = tokenizing(run, optim__lr=1e30, optim__steps=9, engine__save_every=1)
+    outcome = beit(*words)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "Traceback" not in outcome.err
+    done = len(rows_of(run))
+    assert 0 < done < 9
+    dump = run / f"failure-step-{done + 1:08d}"
+    assert outcome.complaint.startswith(f"step {done + 1} gave numbers that are not finite")
+    assert str(dump) in outcome.complaint and "lower learning rate" in outcome.complaint
+    assert f"the last checkpoint is of step {done}" in outcome.complaint
+    identity = json.loads((dump / "batch-rank-0.json").read_text())["micro_batches"]
+    assert [len(batch["index"]) for batch in identity] == [48]
+    loaded = Checkpoints(run / "checkpoints").load()
+    assert loaded is not None and loaded.snapshot.step == done and not loaded.refused
+    again = beit(*words, "--resume")
+    assert again.status == 1 and again.complaint.startswith(f"step {done + 1} gave numbers")
