@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
 from beit.errors import UserError
 from beit.interop.pickles import Name, Persistent, Record, Refused, read_pickle
-from beit.interop.sniff import open_archive, sniff
+from beit.interop.sniff import FileKind, open_archive, sniff
 
 LARGEST_PICKLE = 16 << 20  # DALL-E's are some ten thousand bytes
 _DEEPEST, _MOST = 16, 4096  # modules inside modules, and all of them
@@ -70,31 +71,55 @@ def read_module(path: Path, classes: Collection[Name]) -> PickledModule:
     return module
 
 
+def require_plain_pickle(path: Path, kind: FileKind) -> None:
+    """Walk through a checkpoint's pickle as data, before torch reads it.
+
+    torch's own reader executes nothing either, but it can be kept busy for ever.
+
+    Raises:
+        UserError: The pickle is damaged, or does what no saved weights do.
+    """
+    try:
+        if kind == "zip":
+            with open_archive(path) as archive:
+                read_pickle(BytesIO(_pickle_in(archive)[1]), None)
+        else:
+            _header(stream := BytesIO(path.read_bytes()))
+            read_pickle(stream, None)
+    except Refused as refusal:
+        raise UserError(f"{path} is refused: {refusal}; nothing in it was executed") from refusal
+
+
+def _pickle_in(archive: ZipFile) -> tuple[str, bytes]:
+    """The name of an archive's one folder, and the pickle in it."""
+    members = {member.filename: member for member in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise Refused("the archive is not one of torch's")
+    if members[pickles[0]].file_size > LARGEST_PICKLE:
+        raise Refused("its pickle is far too large")
+    return pickles[0].partition("/")[0], _member(archive, pickles[0])
+
+
+def _member(archive: ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except Exception as error:  # a damaged archive may fail anywhere
+        raise Refused(f"the archive is damaged ({error})") from error
+
+
 def _from_zip(path: Path, names: Collection[Name]) -> tuple[Any, dict[str, bytes]]:
     with open_archive(path) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise Refused("the archive is not one of torch's")
-        if members[pickles[0]].file_size > LARGEST_PICKLE:
-            raise Refused("its pickle is far too large")
-        try:
-            top = pickles[0].partition("/")[0]
-            order = archive.read(f"{top}/byteorder") if f"{top}/byteorder" in members else b"little"
-            root = read_pickle(BytesIO(archive.read(pickles[0])), names)
-            stem = f"{top}/data/"
-            storages = {
-                name.removeprefix(stem): archive.read(name)
-                for name in members
-                if name.startswith(stem)
-            }
-        except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise Refused(f"the archive is damaged ({type(error).__name__})") from error
-        except Exception as error:
-            if isinstance(error, Refused):
-                raise
-            raise Refused(f"the archive is damaged ({error})") from error
-    _require_byte_order(order == b"little")
+        top, data = _pickle_in(archive)
+        root, stem, order = read_pickle(BytesIO(data), names), f"{top}/data/", f"{top}/byteorder"
+        members = archive.namelist()
+        if order in members:
+            _require_byte_order(_member(archive, order) == b"little")
+        storages = {
+            name.removeprefix(stem): _member(archive, name)
+            for name in members
+            if name.startswith(stem)
+        }
     return root, storages
 
 
@@ -106,10 +131,7 @@ def _require_byte_order(little: Any) -> None:
 def _from_pickles(path: Path, names: Collection[Name]) -> tuple[Any, dict[str, bytes]]:
     data = path.read_bytes()
     stream = BytesIO(data)
-    if read_pickle(stream, ()) != _MAGIC or read_pickle(stream, ()) != _PROTOCOL:
-        raise Refused("it is a pickle, but not one of torch's")
-    system = read_pickle(stream, ())
-    _require_byte_order(isinstance(system, dict) and system.get("little_endian"))
+    _header(stream)
     root = read_pickle(stream, names)
     keys = read_pickle(stream, ())
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
@@ -126,6 +148,14 @@ def _from_pickles(path: Path, names: Collection[Name]) -> tuple[Any, dict[str, b
             raise Refused("it is cut off")
         storages[key] = stream.read(length)
     return root, storages
+
+
+def _header(stream: BytesIO) -> None:
+    """Read the three pickles that stand before the one that counts."""
+    if read_pickle(stream, ()) != _MAGIC or read_pickle(stream, ()) != _PROTOCOL:
+        raise Refused("it is a pickle, but not one of torch's")
+    system = read_pickle(stream, ())
+    _require_byte_order(isinstance(system, dict) and system.get("little_endian"))
 
 
 def _item_sizes(root: Any, sizes: dict[str, int]) -> None:

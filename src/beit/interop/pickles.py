@@ -54,12 +54,12 @@ _SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
 
 
-def read_pickle(stream: BytesIO, names: Collection[Name]) -> Any:
+def read_pickle(stream: BytesIO, names: Collection[Name] | None) -> Any:
     """Read one pickle, and leave the stream behind it.
 
     Args:
         stream: In memory, so that nothing can be asked for that is not there.
-        names: The classes and functions that may be named.
+        names: The classes and functions that may be named; None for any, as names do nothing.
 
     Raises:
         Refused: For whatever reason it could not be read to its end.
@@ -78,7 +78,7 @@ def read_pickle(stream: BytesIO, names: Collection[Name]) -> Any:
 
 
 class _Machine:
-    def __init__(self, names: Collection[Name]) -> None:
+    def __init__(self, names: Collection[Name] | None) -> None:
         self._names = names
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -145,7 +145,7 @@ class _Machine:
 
     def _name(self, module: Any, name: Any) -> None:
         wanted = Name(str(module), str(name))
-        if wanted not in self._names:
+        if self._names is not None and wanted not in self._names:
             raise Refused(f"it asks for {str(wanted)[:80]}, which is not on the list")
         self._push(wanted)
 

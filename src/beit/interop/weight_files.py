@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.interop.sniff import open_archive, sniff
+from beit.interop.modules import require_plain_pickle
+from beit.interop.sniff import sniff
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a transformers folder, best first
 SAFE = ".safetensors"
@@ -38,8 +39,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as safetensors ({error})") from error
-    if sniff(path) == "zip":
-        open_archive(path).close()
+    require_plain_pickle(path, sniff(path))
     read = _load(path)
     if not isinstance(read, Mapping):
         raise UserError(f"{path} holds a {type(read).__name__}, not a dictionary of tensors")
