@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import Masks
+from beit.interop.models import ForeignModel
+from beit.interop.names import LAYOUTS
+from beit.interop.translate import to_ours
 
 CLASSES = 5
 VOCABULARY = 13
@@ -111,5 +114,26 @@ def every_patch(grid: Tensor) -> Masks:
     return Masks(grid, torch.arange(patches).expand(images, -1), torch.ones(images, patches))
 
 
-def relative_difference(own: Tensor, theirs: Tensor) -> float:
-    return float((own - theirs).norm() / theirs.norm().clamp_min(1e-12))
+def gradients_differ(own: ForeignModel, theirs: nn.Module) -> dict[str, float]:
+    """Relative differences of all gradients, theirs translated by the same table as the weights.
+
+    A mask embedding that was not used has no gradient, and is left out.
+    """
+    gradients = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in theirs.named_parameters()
+    }
+    layout = next(layout for layout in LAYOUTS if layout.name == own.layout)
+    kind = next(kind for kind, table in layout.heads.items() if set(table) <= set(gradients))
+    translated = to_ours(layout, layout.body | layout.heads[kind], gradients, "gradients")
+    differences: dict[str, float] = {}
+    for prefix, module in (("encoder", own.encoder), ("head", own.head)):
+        assert module is not None
+        for name, parameter in module.named_parameters(prefix=prefix):
+            if parameter.grad is None:
+                assert "mask_embedding" in name
+                continue
+            expected = translated[name]
+            difference = (parameter.grad - expected).norm() / expected.norm().clamp_min(1e-12)
+            differences[name] = float(difference)
+    return differences

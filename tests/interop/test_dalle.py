@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+import beit
+from beit.cli import main
 from beit.errors import UserError
 from beit.interop.dalle import read_dalle
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE, map_pixels
 from interop.dalle_modules import centre, package, save_models
 
@@ -84,3 +88,21 @@ def test_wget_s_log_is_recognised(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"wget's log.*wget -O"):
         read_dalle(log)
+
+
+def test_pretrain_takes_it_as_its_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_models(tmp_path)
+    run, given = tmp_path / "run", tmp_path / "encoder.pkl"
+    words = ["pretrain", "digits", "--data", "digits", "--out", str(run)]
+    few = ["--optim.steps", "2", "--optim.batch", "8", "--optim.warmup_steps", "1"]
+    assert main([*words, "--tokenizer", str(given), *few, "--device", "cpu"]) == 0, (
+        capsys.readouterr().err
+    )
+    kept = beit.load(run / "tokenizer")
+    assert isinstance(kept, DiscreteVAE)
+    assert storage.fingerprint(kept) == storage.fingerprint(read_dalle(given).model)
+    model = beit.load(run)
+    assert isinstance(model, MaskedImageModel)
+    assert model.head.output.out_features == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 from pathlib import Path
 
@@ -25,6 +26,13 @@ ENTRIES = {
 
 def test_there_are_enough_of_them() -> None:
     assert len(NAMES) >= 50
+
+
+@pytest.mark.parametrize("name", ["reduce", "exec", "stack_global"])
+def test_they_would_do_harm_elsewhere(tmp_path: Path, name: str) -> None:
+    sentinel = tmp_path / "sentinel"
+    pickle.loads(hostile(name, sentinel))
+    assert sentinel.exists()
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

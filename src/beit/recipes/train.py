@@ -1,5 +1,6 @@
 """The two stages, end to end: from pictures to a tokenizer, from both to a pre-trained model."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -217,7 +218,10 @@ def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> Discret
 def load_tokenizer(folder: Path) -> DiscreteVAE:
     """Load a tokenizer's folder, or DALL-E's `encoder.pkl`, and refuse anything else."""
     if folder.suffix == ".pkl":
-        return read_dalle(folder).model
+        read = read_dalle(folder)
+        for note in read.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        return read.model
     model = load(folder)
     if not isinstance(model, DiscreteVAE):
         raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
