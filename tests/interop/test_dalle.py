@@ -51,7 +51,7 @@ def test_both_containers_give_the_same_codes(tmp_path: Path, archive: bool) -> N
 def test_the_package_s_own_models(tmp_path: Path) -> None:
     dall_e = package()
     if dall_e is None:
-        pytest.skip("the DALL-E package is not installed")
+        pytest.skip("no DALL-E package; `pip install --no-deps DALL-E attrs` makes one")
     torch.manual_seed(0)
     encoder = dall_e.Encoder(n_hid=64, vocab_size=512).eval()
     decoder = dall_e.Decoder(n_hid=64, vocab_size=512).eval()

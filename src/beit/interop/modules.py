@@ -52,7 +52,7 @@ def read_module(path: Path, classes: Collection[Name]) -> PickledModule:
     """Read a pickled module without executing anything.
 
     Args:
-        path: What `torch.save(module, path)` wrote.
+        path: A module as torch saves it whole.
         classes: The module classes that may occur in it.
 
     Raises:
