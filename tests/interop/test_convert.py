@@ -321,3 +321,50 @@ def test_targets_in_the_way_and_rectangles(
     assert "--image-size" in _refused(capsys, *words, "--heads", 4)
     assert "square" in _refused(capsys, *words, "--heads", 4, "--image-size", 16, 40)
     assert "--heads" in _refused(capsys, *words, "--image-size", 16, 40)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 0},
+        {"image_size": 1 << 40},
+        {"image_size": [32]},
+        {"image_size": "large"},
+        {"image_size": None},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 5},
+        {"num_attention_heads": -4},
+        {"layer_scale_init_value": []},
+        {"drop_path_rate": 7},
+        {"hidden_act": "relu"},
+        {"model_type": "vit"},
+        {"architectures": ["BeitForImageClassification"], "id2label": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_impossible_configurations_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    _ours(tmp_path / "ours")
+    _convert(capsys, tmp_path / "ours", tmp_path / "hub", "--to", "transformers")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text()) | change
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    _refused(capsys, tmp_path / "hub", tmp_path / "out", "--to", "beit")
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_own_formats_hold_no_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _ours(tmp_path / "ours")
+    save_models(tmp_path / "theirs")
+    _convert(capsys, tmp_path / "ours", tmp_path / "bare", "--to", "beit", "--encoder-only")
+    _convert(capsys, tmp_path / "ours", tmp_path / "hub", "--to", "transformers")
+    _convert(capsys, tmp_path / "ours", tmp_path / "timm" / "a.safetensors", "--to", "timm")
+    _convert(capsys, tmp_path / "theirs" / "encoder.pkl", tmp_path / "tokenizer", "--to", "beit")
+    folders = ("ours", "bare", "hub", "timm", "tokenizer")
+    files = [file for folder in folders for file in (tmp_path / folder).iterdir()]
+    assert len(files) >= 10
+    for file in files:
+        if file.suffix == ".safetensors":
+            assert load_file(file)
+        else:
+            json.loads(file.read_text(encoding="utf-8"))
