@@ -182,7 +182,7 @@ def _pretrain_sections(run: _Run) -> list[Section]:
     if (run.path / "tokenizer" / "recipe.yaml").is_file():
         tokenizer = _Run(run.path / "tokenizer", run.data if run.source is not None else None)
         sections += _tokenizer_sections(tokenizer)
-        run.notes += tokenizer.notes
+        run.notes += [note for note in tokenizer.notes if note not in run.notes]
     return sections
 
 

@@ -1,0 +1,97 @@
+"""The report of a run, whatever state the run is in and whatever its pictures are called."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recipes.recipe_runs import beit, pictures, pretraining, stopped, tokenizing
+
+EVIL = "<img src=x onerror=alert(1)>"
+EVIL_TOO = "'\"><script>alert(2)"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pre-training on pictures in folders whose names are HTML."""
+    home = tmp_path_factory.mktemp("report")
+    for split, count in (("train", 30), ("val", 4)):
+        pictures(home / EVIL / split, count, classes=(EVIL, EVIL_TOO))
+    outcome = beit(*pretraining(home / f"run {EVIL}", home / EVIL))
+    assert outcome.status == 0, outcome.err
+    return home / f"run {EVIL}"
+
+
+def page_of(run: Path, *more: object) -> str:
+    outcome = beit("report", run, "--json", *more)
+    assert outcome.status == 0, outcome.err
+    assert outcome.result == {"report": str(run / "report.html")}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r"""<[^>]*\b(?:src|href)\s*=\s*["']?([^"'\s>]{0,9})""", page)
+    assert set(sources) <= {"data:imag", "#section-"} and "data:imag" in sources
+    assert "http:" not in page and "https:" not in page and "<script" not in page
+    assert EVIL not in page
+    return page
+
+
+def headings(page: str) -> list[str]:
+    *sections, last = re.findall(r"<h2>([^<]*)", page)
+    assert last == "How this run was made"
+    return sections
+
+
+def test_a_finished_run(finished: Path) -> None:
+    page = page_of(finished)
+    assert headings(page)[:3] == ["Pre-training", "What the model fills in", "Frozen features"]
+    for part in ("Training the tokenizer", "Reconstructions", "Codebook use"):
+        assert part in headings(page)
+    assert "not finished" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    for text in ("most frequent code", "copy the nearest visible patch", "vocabulary: 8"):
+        assert text in page
+
+
+def test_its_tokenizer_has_one_of_its_own(finished: Path) -> None:
+    assert headings(page_of(finished / "tokenizer"))[0] == "Training the tokenizer"
+
+
+def test_other_pictures_can_be_shown(finished: Path, tmp_path: Path) -> None:
+    page = page_of(finished, "--data", pictures(tmp_path / "flat", 30))
+    assert "Frozen features" not in headings(page) and "Reconstructions" in headings(page)
+    refused = beit("report", finished, "--data", tmp_path / "nothing")
+    assert refused.status == 2 and "no folder" in refused.complaint
+
+
+def test_pictures_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for folder in (run, run / "tokenizer"):
+        (folder / "source.json").write_text('{"data": "nowhere/at/all"}')
+    page = page_of(run)
+    assert headings(page) == ["Pre-training", "Training the tokenizer"]
+    assert page.count("Without pictures") == 1 and "--data" in page
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert stopped(pretraining(run), "TokenizeTask", 2).status == 143
+    for folder in (run, run / "tokenizer"):  # the first has not even begun to train
+        assert "not finished" in page_of(folder)
+    with (run / "tokenizer" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "spl')  # torn by a kill
+    assert "Training the tokenizer" in headings(page_of(run))
+
+
+def test_pixels_have_no_tokenizer(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert beit(*pretraining(run, objective__target="pixels", optim__steps=2)).status == 0
+    assert headings(page_of(run)) == ["Pre-training", "Frozen features"]
+
+
+@pytest.mark.parametrize("text", ["{", "- 1", "name: 1", "\udcff"])
+def test_a_damaged_recipe_is_the_users(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    outcome = beit("report", tmp_path)
+    assert outcome.status == 2 and "recipe.yaml" in outcome.complaint
+    resumed = beit(*tokenizing(tmp_path), "--resume")
+    assert resumed.status == 2 and len(resumed.err.splitlines()) == 1
