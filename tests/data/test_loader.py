@@ -290,6 +290,7 @@ def test_a_line_cut_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lethal", [0, 1, 7])  # before, while and after a batch is handed over
+@pytest.mark.usefixtures("no_orphans")
 def test_a_killed_worker_names_the_picture_and_leaves_no_orphans(lethal: int) -> None:
     source = Painted(32, lethal=lethal)
     began = time.monotonic()
@@ -299,10 +300,10 @@ def test_a_killed_worker_names_the_picture_and_leaves_no_orphans(lethal: int) ->
         ):
             pass
     assert time.monotonic() - began < 30
-    _no_children()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_orphans")
 def test_twenty_kills_are_twenty_names() -> None:
     for lethal in range(20):
         settings = LoaderSettings(4, workers=2, seed=lethal)
@@ -311,9 +312,9 @@ def test_twenty_kills_are_twenty_names() -> None:
                 training_batches(Painted(32, lethal=lethal), VIEWS, None, settings, 0), 12
             ):
                 pass
-    _no_children()
 
 
+@pytest.mark.usefixtures("no_orphans")
 def test_a_hanging_worker_is_given_up_on_and_named() -> None:
     settings = LoaderSettings(4, workers=2, timeout=1.0)
     with pytest.raises(LoaderError, match=r"nothing for 1 s.* picture-7 \(.* for [1-9]"):
@@ -321,14 +322,17 @@ def test_a_hanging_worker_is_given_up_on_and_named() -> None:
             training_batches(Painted(32, slow=7), VIEWS, None, settings, 0), 12
         ):
             pass
-    _no_children()
 
 
-def _no_children() -> None:
+@pytest.fixture
+def no_orphans() -> Iterator[None]:
+    """Every process that the test starts has to end with it; those of other tests are not ours."""
+    before = set(multiprocessing.active_children())
+    yield
     deadline = time.monotonic() + 15
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not multiprocessing.active_children()
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_a_dead_worker_does_not_interrupt_the_main_program_elsewhere() -> None:
