@@ -184,7 +184,7 @@ def start_child(words: list[str], log: Path, blow: Blow | None = None) -> BasePr
     context.set_forkserver_preload(preloaded)
     process = context.Process(target=child, args=(words, str(log), blow))
     with pytest.MonkeyPatch.context() as patch:  # where the server finds this file
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         process.start()
     return process
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -49,6 +50,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
         assert [row["step"] for row in rows_of(folder)] == list(range(1, STEPS + 1))
         assert rows_of(folder)[-1]["epoch"] > 3
         assert [row["step"] for row in rows_of(folder, "val")] == [2, 4, 6, 8]
+        assert (folder / "result.json").is_file() and (folder / "config.json").is_file()
         assert not [path for path in folder.rglob("*") if ".tmp" in path.name]
 
 
@@ -79,6 +81,8 @@ def test_five_interruptions_and_more(tmp_path: Path) -> None:
     assert "stopped by SIGTERM after step 5 of 8; the state is saved in" in told
     assert "stopped by SIGINT after step 3 of 8" in told
     assert told.count("go on with the same command and --resume") == 2
+    went_on = [int(step) for step in re.findall(r"going on from step-(\d+)", told)]
+    assert went_on == [5, 6, 8, 8, 3, 3, 6, 8]  # never again from the start
 
 
 def test_a_stopped_run_says_how_to_go_on_and_exits_with_its_signal(tmp_path: Path) -> None:
