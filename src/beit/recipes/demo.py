@@ -43,7 +43,7 @@ from beit.tasks.classify import ClassifyTask
 
 LABELS_A_CLASS = (2, 5, 20)
 DRAWS = 5
-LONGER = 3  # how much more training the second row from scratch gets
+LONGER = 2  # how much more training the second row from scratch gets
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FineTuning:
     """How a few labels are learned; the same for both encoders, whatever they start from."""
 
     steps: int = 200
-    batch: int = 32
+    batch: int = 24
     learning_rate: float = 3e-3
     scale: tuple[float, float] = (0.8, 1.0)
 

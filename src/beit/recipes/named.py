@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from beit.errors import UserError
 from beit.recipes.models import (
+    DataRecipe,
     EncoderRecipe,
     EngineRecipe,
     MaskingRecipe,
@@ -17,6 +18,7 @@ from beit.recipes.models import (
 from beit.recipes.overrides import replace
 
 TOKENIZER_VIEWS = ViewRecipe(scale=(0.35, 1.0), jitter=0.0)
+NO_WORKERS = DataRecipe(workers=0)  # such small pictures: a second process is only in the way
 
 
 def tokenizer_optim(steps: int, batch: int = 64) -> OptimRecipe:
@@ -41,6 +43,7 @@ def digits() -> PretrainRecipe:
         name="digits",
         model=TokenizerModelRecipe(preset="digits"),
         views=views,
+        data=NO_WORKERS,
         optim=tokenizer_optim(steps=600, batch=128),
         engine=EngineRecipe(precision="float32", save_every=200, evaluate_every=200),
     )
@@ -51,8 +54,9 @@ def digits() -> PretrainRecipe:
         ),
         masking=MaskingRecipe(minimum_block=2),
         views=views,
+        data=NO_WORKERS,
         optim=OptimRecipe(
-            lr=2e-3, base_batch=128, batch=128, steps=3000, warmup_steps=100, min_lr=1e-5
+            lr=2e-3, base_batch=64, batch=64, steps=3000, warmup_steps=100, min_lr=1e-5
         ),
         engine=EngineRecipe(precision="float32", save_every=500, evaluate_every=250),
         tokenizer=tokenizer,
