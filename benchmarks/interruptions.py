@@ -17,12 +17,12 @@ from pathlib import Path
 
 from experiments import RESULTS, provenance
 
-STEPS = 100
+STEPS = 40
 SHORTENED = [
     *("--tokenizer.optim.steps", str(STEPS), "--tokenizer.optim.warmup_steps", "5"),
-    *("--optim.steps", str(STEPS), "--optim.warmup_steps", "5", "--engine.save_every", "20"),
-    *("--tokenizer.engine.save_every", "20", "--engine.evaluate_every", "50"),
-    *("--tokenizer.engine.evaluate_every", "50"),
+    *("--optim.steps", str(STEPS), "--optim.warmup_steps", "5", "--engine.save_every", "10"),
+    *("--tokenizer.engine.save_every", "10", "--engine.evaluate_every", "20"),
+    *("--tokenizer.engine.evaluate_every", "20"),
 ]
 FILES = ("model.safetensors", "tokenizer/model.safetensors")
 
