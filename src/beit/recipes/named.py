@@ -64,7 +64,7 @@ def digits() -> PretrainRecipe:
 
 
 def tiny() -> PretrainRecipe:
-    """64 px, 8 px patches, 2.8 M parameters: about 40 minutes on two CPU cores."""
+    """64 px, 8 px patches, 2.8 M parameters: about an hour on two CPU cores."""
     views = ViewRecipe(scale=(0.2, 1.0))
     tokenizer = TokenizerRecipe(
         name="tiny",
