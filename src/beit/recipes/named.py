@@ -89,7 +89,7 @@ def tiny() -> PretrainRecipe:
 
 
 def small() -> PretrainRecipe:
-    """112 px, 8 px patches, the paper's 14 x 14 grid, 22 M parameters: hours on one GPU."""
+    """112 px, 8 px patches, the paper's 14 x 14 grid, 22 M parameters: meant for one GPU."""
     tokenizer = TokenizerRecipe(
         name="small",
         model=TokenizerModelRecipe(preset="small"),
