@@ -78,6 +78,12 @@ def demo(data: str, out: Path, *, seed: int = 0, resume: bool = False) -> dict[s
     result |= {"report": str(page), "seconds": round(time.monotonic() - started, 1)}
     if whole_story:
         print(text_table(few_label_table(result["few_labels"])))
+    elif found := result["validation"]:
+        print(
+            f"masked tokens predicted: {found['accuracy']:.1%} right; copying the nearest visible "
+            f"patch: {found['neighbour_copy_accuracy']:.1%}; the most frequent token: "
+            f"{found['most_frequent_accuracy']:.1%}"
+        )
     print(f"\nreport: {page} ({result['seconds']:.0f} s in all)")
     return result
 
