@@ -80,15 +80,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
     options = parser.parse_args()
-    rows = [
-        run(options.experiment, variant, seed, options.data, options.runs)
-        for variant in TOKENIZERS[options.experiment]
-        for seed in variant.seeds
-    ]
-    record = {**provenance(), "data": Path(options.data).name, "rows": rows}
     options.results.mkdir(parents=True, exist_ok=True)
     target = options.results / f"{options.experiment}.json"
-    target.write_text(json.dumps(record, indent=1) + "\n")
+    record = {**provenance(), "data": Path(options.data).name, "rows": []}
+    for variant in TOKENIZERS[options.experiment]:
+        for seed in variant.seeds:
+            row = run(options.experiment, variant, seed, options.data, options.runs)
+            record["rows"].append(row)
+            target.write_text(json.dumps(record, indent=1) + "\n")  # also if it is broken off
     print(target)
 
 

@@ -15,7 +15,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {  # title -> (validation metric, s
     "perplexity": ("perplexity", 1, 0),
     "of the vocabulary, %": ("perplexity_share", 100, 1),
     "codes used, %": ("used_share", 100, 1),
-    "H(q(z\\|x)), nats": ("posterior_entropy", 1, 2),
+    "H(q), nats": ("posterior_entropy", 1, 2),
     "KL(q̄ ‖ u), nats": ("kl_marginal", 1, 3),
     "bound, bits/dim": ("bits_per_dimension", 1, 3),
 }
