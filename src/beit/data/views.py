@@ -1,8 +1,8 @@
 """One crop of a picture, seen twice: by the encoder and by the tokenizer.
 
 The work is done on uint8 by torchvision's native kernels: with them crop and two resizes of a
-500 x 375 picture took 0.4 ms on one core where Pillow took 1.5 to 2.1 ms. Before torchvision 0.27 there is no native Lanczos, and Pillow does that one; the two agree within two
-grey levels.
+500 x 375 picture took 0.4 ms on one core where Pillow took 1.5 to 2.1 ms. Before torchvision 0.27
+there is no native Lanczos, and Pillow does that one; the two agree within two grey levels.
 """
 
 from dataclasses import dataclass
