@@ -192,6 +192,6 @@ def start_child(words: list[str], log: Path, blow: Blow | None = None) -> BasePr
 def in_child(words: list[str], log: Path, blow: Blow | None = None) -> int:
     """Run the command in a child; its exit status, negative for the signal that ended it."""
     process = start_child(words, log, blow)
-    process.join(120)
+    process.join(280)
     assert process.exitcode is not None, "the child hangs"
     return process.exitcode
