@@ -15,6 +15,7 @@ from torch import Tensor
 
 import beit
 from beit.cli import main
+from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedTokenHead
@@ -182,7 +183,12 @@ def test_a_classifier_goes_from_timm_to_transformers_with_its_labels(
     assert again["id2label"] == config["id2label"]
     _convert(capsys, tmp_path / "hub", tmp_path / "again.safetensors", "--to", "timm")
     _same(load_file(tmp_path / "again.safetensors"), dict(theirs.state_dict()))
-    assert "--encoder-only" in _refused(capsys, tmp_path / "hub", tmp_path / "o", "--to", "beit")
+    _convert(capsys, tmp_path / "hub", tmp_path / "whole", "--to", "beit")
+    whole = beit.load(tmp_path / "whole")
+    assert isinstance(whole, Classifier)
+    assert whole.labels == tuple(f"bird {number}" for number in range(5))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(images), theirs(images), atol=1e-5, rtol=0)
     _convert(capsys, tmp_path / "hub", tmp_path / "ours", "--to", "beit", "--encoder-only")
     assert isinstance(beit.load(tmp_path / "ours"), Encoder)
 

@@ -8,6 +8,7 @@ from torch.optim import AdamW
 
 from beit.batch import ImageBatch
 from beit.engine.protocol import ScalesRates, StepContext
+from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
@@ -19,7 +20,7 @@ CLASSES = 5
 def build(drop_path: float = 0.0, **changes: float) -> ClassifyTask:
     torch.manual_seed(0)
     config = EncoderConfig((8, 12), (4, 4), width=32, depth=3, heads=2, drop_path=drop_path)
-    return ClassifyTask(Encoder(config), ClassifierHead(32, CLASSES), **changes)
+    return ClassifyTask(Classifier(Encoder(config), ClassifierHead(32, CLASSES)), **changes)
 
 
 def batch_of(images: int) -> ImageBatch:
@@ -52,9 +53,9 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels(smoothing: float) -> Non
     task, batch = build(label_smoothing=smoothing).eval(), batch_of(7)
     assert batch.patch_view is not None and batch.label is not None
     with torch.no_grad():
-        task.head.output.weight.mul_(3000)  # it starts almost at zero
+        task.model.head.output.weight.mul_(3000)  # it starts almost at zero
         output = task(batch, context(range(7)))
-        logits = task.logits(batch.patch_view)
+        logits = task.model(batch.patch_view)
     expected = 0.0
     for row, label in enumerate(batch.label.tolist()):
         negative = (-logits[row].log_softmax(-1)).tolist()
@@ -69,7 +70,7 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels(smoothing: float) -> Non
 def test_stochastic_depth_is_a_matter_of_the_row() -> None:
     task, batch = build(drop_path=0.5), batch_of(6)
     with torch.no_grad():
-        task.head.output.weight.mul_(3000)
+        task.model.head.output.weight.mul_(3000)
     whole = task(batch, context(range(6))).loss.item()
     parts = [
         task(rows(batch, slice(0, 2)), context(range(0, 2))).loss.item() * 2,
@@ -86,12 +87,12 @@ def test_rates_fall_towards_the_input() -> None:
     assert isinstance(task, ScalesRates)
     scales = task.rate_scales()
     names = {name for name, _ in task.named_parameters()}
-    assert set(scales) == {name for name in names if name.startswith("encoder.")}
+    assert set(scales) == {name for name in names if name.startswith("model.encoder.")}
     by_depth = {
-        "encoder.embeddings": 0.5**4,
-        "encoder.blocks.0.": 0.5**3,
-        "encoder.blocks.1.": 0.5**2,
-        "encoder.blocks.2.": 0.5**1,
+        "model.encoder.embeddings": 0.5**4,
+        "model.encoder.blocks.0.": 0.5**3,
+        "model.encoder.blocks.1.": 0.5**2,
+        "model.encoder.blocks.2.": 0.5**1,
     }
     for prefix, scale in by_depth.items():
         found = {value for name, value in scales.items() if name.startswith(prefix)}

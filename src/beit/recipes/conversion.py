@@ -10,6 +10,7 @@ from beit.files import atomic_write_bytes
 from beit.interop.dalle import read_dalle
 from beit.interop.export import Exported, to_reference, to_timm, to_transformers
 from beit.interop.models import ForeignModel, read_model
+from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
@@ -76,7 +77,7 @@ class _Ours:
     """A folder of ours, as `ForeignModel` has other people's files."""
 
     encoder: Encoder
-    head: MaskedTokenHead | MaskedPixelHead | None
+    head: saved_models.Head | None
     layout: str = "beit"
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -107,7 +108,8 @@ def _convert_tokenizer(path: Path, out: Path, to: Format) -> dict[str, Any]:
 def _read(path: Path, options: Options) -> ForeignModel | _Ours:
     if path.is_dir() and "kind" in saved_models.read_config(path):
         encoder, head = saved_models.load_encoder_and_head(path)
-        return _Ours(encoder, head)
+        labels = saved_models.read_config(path).get("labels", ())
+        return _Ours(encoder, head, labels=tuple(str(label) for label in labels))
     return read_model(
         path, image_size=options.image_size, heads=options.heads, average=options.average
     )
@@ -120,9 +122,8 @@ def _save_ours(
 ) -> tuple[str, ...]:
     facts = {"converted_from": model.layout, "notes": list(model.notes)}
     if isinstance(head, ClassifierHead):
-        raise UserError(
-            "a classifier has no folder of beit's yet: add --encoder-only to keep its encoder"
-        )
+        saved_models.save_classifier(out, Classifier(model.encoder, head, model.labels), facts)
+        return ()
     if head is None:
         saved_models.save_encoder(out, model.encoder, facts)
         return ("left out the head",) if model.head is not None else ()

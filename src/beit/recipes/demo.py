@@ -28,6 +28,7 @@ from beit.engine.settings import FitSettings
 from beit.evaluation.few_labels import draw_labels, logistic_regression_accuracy
 from beit.evaluation.neighbours import Features, mean_pooled_features
 from beit.files import atomic_write_text
+from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.recipes.build import masked_image_model
@@ -180,7 +181,7 @@ class _Comparison:
         torch.manual_seed(self.seed + draw)
         encoder = copy.deepcopy(start)
         head = ClassifierHead(encoder.config.width, len(self.train.classes))
-        task = ClassifyTask(encoder, head)
+        task = ClassifyTask(Classifier(encoder, head))
         settings = self.settings
         fit(
             task,
@@ -215,7 +216,7 @@ class _Comparison:
         right = 0
         for batch in self._evaluation(self.test):
             assert batch.patch_view is not None and batch.label is not None
-            right += int((task.logits(batch.patch_view).argmax(-1) == batch.label).sum())
+            right += int((task.model(batch.patch_view).argmax(-1) == batch.label).sum())
         return right / len(self.test)
 
     def _features(self, source: Source) -> NDArray[np.float64]:

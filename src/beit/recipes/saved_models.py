@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from beit.errors import UserError
 from beit.files import atomic_write_bytes, atomic_write_text
+from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder, EncoderConfig
-from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
+from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
 
+Model = DiscreteVAE | MaskedImageModel | Classifier | Encoder
+Head = MaskedTokenHead | MaskedPixelHead | ClassifierHead
+
 KIND = "masked-image-model"
+CLASSIFIER_KIND = "classifier"
 ENCODER_KIND = "encoder"  # other people's backbones; ours come with their head
 _TUPLES = ("image_size", "patch_size")
 
@@ -44,6 +49,19 @@ def save_masked_image_model(
     _write(folder, model, described)
 
 
+def save_classifier(folder: Path, model: Classifier, facts: Mapping[str, Any]) -> None:
+    """Write a classifier; `facts` (its recipe's name, how pictures are cut) go into config.json."""
+    described = {
+        "kind": CLASSIFIER_KIND,
+        "format": 1,
+        "encoder": asdict(model.encoder.config),
+        "head": {"classes": model.classes, "pool": model.head.pool},
+        "labels": list(model.labels),
+        **facts,
+    }
+    _write(folder, model, described)
+
+
 def save_encoder(folder: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
     """Write an encoder without a head; `facts` (where it is from) go into config.json."""
     described = {"kind": ENCODER_KIND, "format": 1, "encoder": asdict(encoder.config), **facts}
@@ -57,8 +75,8 @@ def _write(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None
     atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
 
 
-def load(path: str | Path) -> DiscreteVAE | MaskedImageModel | Encoder:
-    """Load what a folder holds: a tokenizer, a pre-trained model or a bare encoder.
+def load(path: str | Path) -> Model:
+    """Load what a folder holds: a tokenizer, a pre-trained model, a classifier or an encoder.
 
     In evaluation mode, on the CPU.
 
@@ -74,6 +92,8 @@ def load(path: str | Path) -> DiscreteVAE | MaskedImageModel | Encoder:
         encoder = Encoder(_encoder_config(folder, config))
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
+    if kind == CLASSIFIER_KIND:
+        return _classifier(folder, config).eval()
     if kind != KIND:
         raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
     return _masked_image_model(folder, config).eval()
@@ -83,15 +103,17 @@ def load_masked_image_model(path: str | Path) -> MaskedImageModel:
     """Load a pre-trained model and refuse anything else."""
     model = load(path)
     if not isinstance(model, MaskedImageModel):
-        what = "a tokenizer" if isinstance(model, DiscreteVAE) else "an encoder without a head"
-        raise UserError(f"{path} holds {what}; a pre-trained model is wanted")
+        raise UserError(f"{path} holds {_what(model)}; a pre-trained model is wanted")
     return model
 
 
-def load_encoder_and_head(
-    path: str | Path,
-) -> tuple[Encoder, MaskedTokenHead | MaskedPixelHead | None]:
-    """Load a pre-trained model or a bare encoder, and refuse a tokenizer."""
+def _what(model: Model) -> str:
+    names = {DiscreteVAE: "a tokenizer", Encoder: "an encoder without a head"}
+    return names.get(type(model), "a classifier")
+
+
+def load_encoder_and_head(path: str | Path) -> tuple[Encoder, Head | None]:
+    """Load a pre-trained model, a classifier or a bare encoder, and refuse a tokenizer."""
     model = load(path)
     if isinstance(model, DiscreteVAE):
         raise UserError(f"{path} holds a tokenizer; a model with an encoder is wanted")
@@ -145,6 +167,25 @@ def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageM
         raise UserError(f"{folder / 'config.json'} has a head with {outputs} outputs")
     kind = MaskedTokenHead if target == "tokens" else MaskedPixelHead
     model = MaskedImageModel(Encoder(encoder), kind(encoder.width, outputs))
+    load_weights(model, folder / "model.safetensors")
+    return model
+
+
+def _classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
+    encoder = _encoder_config(folder, config)
+    try:
+        classes, pool = int(config["head"]["classes"]), config["head"]["pool"]
+        labels = tuple(str(label) for label in config["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} does not describe a classifier: {error}") from (
+            error
+        )
+    if pool not in ("mean", "special") or classes < 1 or len(labels) not in (0, classes):
+        raise UserError(
+            f"{folder / 'config.json'} describes an impossible classifier: {classes} classes, "
+            f"{len(labels)} labels, pool {pool!r}"
+        )
+    model = Classifier(Encoder(encoder), ClassifierHead(encoder.width, classes, pool), labels)
     load_weights(model, folder / "model.safetensors")
     return model
 
