@@ -11,6 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per colour; encoders are fed (x - mean) / std
+PIXEL_STD = (0.229, 0.224, 0.225)
+IGNORED = 255  # in a target: the pixel counts for nothing, be it unlabelled or outside the picture
+
 _Travels = TypeVar("_Travels", bound="Travels")
 
 
@@ -81,4 +85,5 @@ class ImageBatch(Travels):
     colour: ColourDraws | None = None  # None: no device augmentation
     masks: Masks | None = None
     label: Tensor | None = None  # (B,) int64, -1 = unlabelled
+    target: Tensor | None = None  # (B, H, W) uint8 class of each pixel of the patch view
     replaced: tuple[tuple[int, str], ...] = ()  # (index, reason) of pictures that could not be read

@@ -54,6 +54,24 @@ def test_both_views_get_the_same_draws_and_only_the_encoders_is_normalised() -> 
     assert batch.patch_view is pixels and ready.colour is None
 
 
+def test_the_classes_of_the_pixels_are_flipped_with_the_picture_and_nothing_else() -> None:
+    """Each picture is its own mask, in grey: what happens to one must happen to the other."""
+    target = torch.randint(0, 250, (12, 5, 7), dtype=torch.uint8)
+    draws = colour_draws([Key(1, 0, index) for index in range(12)], 0.0, flip=True)
+    where, pixels = torch.arange(12), target[:, None].expand(-1, 3, -1, -1)
+    ready = prepare(ImageBatch(where, where, pixels, target=target, colour=draws))
+    assert draws.flip.any() and not draws.flip.all()
+    assert ready.patch_view is not None and ready.target is not None
+    assert ready.target.dtype == torch.uint8
+    red = ready.patch_view[:, 0] * STD[0] + MEAN[0]
+    assert torch.equal((red * 255).round().to(torch.uint8), ready.target)
+    kept = prepare(ImageBatch(where, where, pixels, target=target)).target
+    assert kept is target, "without draws it stays as it is"
+    jittered = replace(_draws(12), flip=draws.flip)
+    again = prepare(ImageBatch(where, where, pixels, target=target, colour=jittered)).target
+    assert again is not None and torch.equal(again, ready.target), "colour is none of its business"
+
+
 def test_without_draws_pixels_are_only_scaled() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     ready = prepare(ImageBatch(torch.arange(2), torch.arange(2), token_view=pixels))

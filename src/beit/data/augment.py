@@ -10,11 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from beit.batch import ColourDraws, ImageBatch
+from beit.batch import PIXEL_MEAN, PIXEL_STD, ColourDraws, ImageBatch
 
 # B images, H x W pixels
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per colour
-STD = (0.229, 0.224, 0.225)
+MEAN, STD = PIXEL_MEAN, PIXEL_STD
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision and Pillow weigh colours
 
 
@@ -22,17 +21,20 @@ def prepare(batch: ImageBatch) -> ImageBatch:
     """Turn the host's uint8 views into what a task reads.
 
     The patch view becomes normalised floats, the token view floats in [0, 1]; both get the same
-    jitter and flip. Afterwards the batch carries no draws, so preparing twice is an error.
+    jitter and flip, and the classes of the pixels the same flip. Afterwards the batch carries no
+    draws, so preparing twice is an error.
 
     Departure: the reference jitters the full picture before it is cropped; here each view of the
     crop is jittered, so contrast turns round the crop's mean grey instead of the picture's.
     """
-    patch_view, token_view = batch.patch_view, batch.token_view
+    patch_view, token_view, target = batch.patch_view, batch.token_view, batch.target
     if patch_view is not None:
         patch_view = normalise(augment(_unit(patch_view), batch.colour))
     if token_view is not None:
         token_view = augment(_unit(token_view), batch.colour)
-    return replace(batch, patch_view=patch_view, token_view=token_view, colour=None)
+    if target is not None and batch.colour is not None:
+        target = _flipped(target, batch.colour.flip)
+    return replace(batch, patch_view=patch_view, token_view=token_view, target=target, colour=None)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -47,7 +49,12 @@ def augment(images: Tensor, draws: ColourDraws | None) -> Tensor:
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)
     for operation in draws.order.unbind(1):  # (B,) each
         images = _jitter_round(images, operation, factors.gather(1, operation[:, None])[:, 0])
-    return torch.where(draws.flip[:, None, None, None], images.flip(-1), images)
+    return _flipped(images, draws.flip)
+
+
+def _flipped(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror (B, ..., W) samples left to right where (B,) `flip` says so."""
+    return torch.where(flip.view(-1, *(1,) * (images.dim() - 1)), images.flip(-1), images)
 
 
 def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
