@@ -48,6 +48,19 @@ class HubSource:
         value = self._rows.select_columns([self._label])[int(self._places[index])][self._label]
         return -1 if value is None else int(value)
 
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture, from the column alone; -1 = none."""
+        if self._label is None:
+            return np.full(len(self), -1, np.int64)
+        column = self._rows.select_columns([self._label])[:][self._label]
+        known = np.array([-1 if value is None else value for value in column], np.int64)
+        return known[self._places]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this is a part of the rows, drawn by chance."""
+        return len(self._places) < len(self._rows)
+
 
 def hub_source(name: str, split: Split) -> HubSource:
     """Open a hub data set by its name; no code of the data set's is ever run.

@@ -158,3 +158,16 @@ class FolderSource(PackedSource):
     def read_bytes(self, index: int) -> bytes:
         """The file's content; raises `BadPicture`."""
         return read_bytes(os.path.join(self.root, self.path(index)))
+
+    def empty_classes(self) -> tuple[str, ...]:
+        """Folders that stand where this part's classes do and hold no picture in any part."""
+        first, slash, _ = self.path(0).partition(b"/")
+        above = first + slash if slash and first.lower() == b"train" else b""
+        folders = PackedNames(self._array("directory_blob"), self._array("directory_offsets"))
+        below = (
+            folders[place][len(above) :]
+            for place in range(len(folders))
+            if folders[place].startswith(above)
+        )
+        names = (printable(path[:-1]) for path in below if path.count(b"/") == 1)
+        return tuple(sorted(set(names) - set(self.classes)))

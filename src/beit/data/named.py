@@ -49,6 +49,10 @@ class ArraySource:
         """The number of the class."""
         return int(self._labels[index])
 
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture."""
+        return self._labels.astype(np.int64)
+
 
 def digits(split: Split) -> ArraySource:
     """scikit-learn's handwritten digits: 1,797 scans of 8 x 8, ten classes, 20 % held out."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from beit.data.cache import load_meta, open_array
 from beit.data.decode import decode
+from beit.data.layout import VALIDATION_NAMES
 from beit.data.naming import PackedNames, printable
 
 Split = Literal["train", "val", "all"]
@@ -55,6 +56,22 @@ class PackedSource:
     def label(self, index: int) -> int:
         """The number of the class, -1 = none."""
         return int(self._array("labels")[self.place(index)])
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture, (N,), -1 = none."""
+        labels = self._array("labels")
+        return (
+            labels.astype(np.int64)
+            if self._places is None
+            else labels[self._places].astype(np.int64)
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this part was held out by chance, no folder having been named for it."""
+        if self._split != "val" or not len(self):
+            return False
+        return self.path(0).partition(b"/")[0].lower() not in VALIDATION_NAMES
 
     def size(self, index: int) -> int:
         """Bytes of the file when the index was made."""

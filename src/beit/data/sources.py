@@ -2,8 +2,10 @@
 
 import difflib
 import os
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.index import FolderSource
@@ -12,7 +14,7 @@ from beit.data.packed import Split
 from beit.data.shards import ShardSource, find_shards
 from beit.errors import UserError
 
-__all__ = ["Source", "Split", "open_source"]
+__all__ = ["Source", "Split", "labels_of", "open_source"]
 
 _SCHEMES = ("digits", "torchvision", "hf")
 _COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip")
@@ -36,6 +38,21 @@ class Source(Protocol):
 
     def label(self, index: int, /) -> int:
         """The number of the picture's class, -1 = none."""
+
+
+@runtime_checkable
+class KnowsLabels(Protocol):
+    """A source that has all its labels at hand."""
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture, (N,), -1 = none."""
+
+
+def labels_of(source: Source) -> NDArray[np.int64]:
+    """The class of every picture, (N,), -1 = none; without reading a picture where that can be."""
+    if isinstance(source, KnowsLabels):
+        return source.labels()
+    return np.array([source.label(index) for index in range(len(source))], np.int64)
 
 
 def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:

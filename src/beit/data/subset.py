@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.data.sources import Source
+from beit.data.sources import Source, labels_of
 
 
 class Subset:
@@ -35,3 +35,7 @@ class Subset:
     def label(self, index: int, /) -> int:
         """Its class in the source."""
         return self.source.label(int(self.places[index]))
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture of the choice."""
+        return labels_of(self.source)[self.places]

@@ -88,6 +88,17 @@ class TorchvisionSource:
             return int(self._item(index)[1])
         return int(self._labels[self._places[index]])
 
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture; without a list of them each costs a picture."""
+        if self._labels is None:
+            return np.array([self.label(index) for index in range(len(self))], np.int64)
+        return self._labels[self._places]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this is a part of the set, drawn by chance."""
+        return len(self._places) < sum(len(part) for part in self._parts)
+
     def _item(self, index: int) -> Any:
         place = int(self._places[index])
         for part in self._parts:

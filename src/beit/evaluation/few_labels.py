@@ -1,14 +1,11 @@
-"""Learning from few labels: draws of labels, logistic regression, mean and spread."""
+"""Learning from few labels: logistic regression, mean and spread."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from beit.errors import UserError
-from beit.randomness import sample_generator
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -26,41 +23,6 @@ def spread(values: Sequence[float]) -> Spread:
     array = np.asarray(values, dtype=np.float64)
     deviation = float(array.std(ddof=1)) if len(array) > 1 else None
     return Spread(float(array.mean()), deviation, len(array))
-
-
-def draw_labels(labels: ArrayLike, per_class: int, seed: int, draw: int) -> NDArray[np.int64]:
-    """Choose as many pictures of each class, at random.
-
-    A pure function of its arguments. Within one draw a smaller choice is part of a larger one, so
-    that results with 2, 5 and 20 labels differ by the labels that were added and nothing else.
-
-    Args:
-        labels: (N,) classes; negative ones are unlabelled and never chosen.
-        per_class: How many of each class.
-        seed: The run's seed.
-        draw: Which draw, from 0.
-
-    Returns:
-        (classes * per_class,) indices in increasing order.
-
-    Raises:
-        UserError: A class has too few pictures, or there is no label.
-    """
-    known = np.asarray(labels)
-    classes = np.unique(known[known >= 0])
-    if not len(classes) or per_class < 1:
-        raise UserError("A draw of labels needs labelled pictures and at least one a class.")
-    chosen = []
-    for label in classes:
-        members = np.flatnonzero(known == label)
-        if len(members) < per_class:
-            raise UserError(
-                f"Class {label} has {len(members)} pictures and {per_class} are asked for; "
-                "ask for fewer labels a class."
-            )
-        generator = sample_generator(seed, epoch=draw, index=int(label), stream="few-labels")
-        chosen.append(generator.permutation(members)[:per_class])
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def logistic_regression_accuracy(

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from beit.batch import ImageBatch
 from beit.data.augment import prepare
+from beit.data.labels import draw_labels
 from beit.data.loader import LoaderSettings, training_batches
 from beit.data.sources import Source, open_source
 from beit.data.subset import Subset
 from beit.data.views import ViewSettings
 from beit.engine.fit import fit
 from beit.engine.settings import FitSettings
-from beit.evaluation.few_labels import draw_labels, logistic_regression_accuracy
+from beit.evaluation.few_labels import logistic_regression_accuracy
 from beit.evaluation.neighbours import Features, mean_pooled_features
 from beit.files import atomic_write_text
 from beit.nn.classifier import Classifier
