@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         layers: Sequence[int] = (),
         path_draws: Tensor | None = None,
         read: Tensor | None = None,
+        until: int | None = None,
     ) -> EncoderOutput:
         """Encode images.
 
@@ -72,15 +73,18 @@ class Encoder(nn.Module):
                 residual branch; None while training draws them from the default generator.
             read: (B, R) int64 places in [0, N], 0 the special token: return the tokens there only
                 and spare the last block the rest. The values are the same.
+            until: The last block that runs, numbered like layers; None runs them all.
         """
         wanted = [self._block_number(layer) for layer in layers]
-        assert read is None or self.config.depth - 1 not in wanted, "the last block is not whole"
+        last = self._block_number(-1 if until is None else until)
+        assert read is None or last not in wanted, "the last block is not whole"
+        assert max(wanted, default=0) <= last, "a layer is wanted that does not run"
         scales = self._branch_scales(len(images), path_draws)
         tokens, shared_bias = self._embed(images, mask), self._shared_bias()
         outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self._blocks()):
+        for number, block in enumerate(self._blocks()[: last + 1]):
             here = None if scales is None else scales[:, 2 * number : 2 * number + 2]
-            place = read if number == self.config.depth - 1 else None
+            place = read if number == last else None
             tokens = self._run(block, tokens, self._bias(block, shared_bias), here, place)
             if number in wanted:
                 outputs[number] = tokens

@@ -11,6 +11,7 @@ from beit.nn.patches import Embeddings
 from beit.nn.transformer import Block
 
 STANDARD_DEVIATION = 0.02
+CLASSIFIER_DEVIATION = 0.01  # of a segmentation decoder's last layer
 
 
 def truncated_normal_(values: Tensor) -> None:
@@ -30,6 +31,23 @@ def initialise_linears_(module: nn.Module) -> None:
             truncated_normal_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def initialise_decoder_(decoder: nn.Module) -> None:
+    """Initial values of a segmentation decoder, as in the reference's segmentation library.
+
+    Convolutions keep the variance of gradients (normal, fan out, ReLU), except classifications,
+    which are those with a bias: normal with standard deviation 0.01. Transposed convolutions are
+    left as torch makes them.
+    """
+    for layer in decoder.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        if layer.bias is None:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.normal_(layer.weight, std=CLASSIFIER_DEVIATION)
+            nn.init.zeros_(layer.bias)
 
 
 def initialise_encoder_(
