@@ -1,3 +1,4 @@
+import io
 import os
 import resource
 import subprocess
@@ -12,8 +13,15 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from beit.data.decode import BadPicture, decode, read_bytes
-from oracles.picture_zoo import Specimen, bombs, grey, png, saved, scene, zoo
+from beit.data.decode import (
+    BadPicture,
+    NoClasses,
+    decode,
+    decode_classes,
+    read_bytes,
+    upright_size,
+)
+from oracles.picture_zoo import Specimen, bombs, chunk, grey, png, saved, scene, zoo
 
 
 @pytest.mark.parametrize("specimen", zoo(), ids=lambda one: one.name)
@@ -65,8 +73,10 @@ def test_the_orientation_is_applied(kind: str, orientation: int) -> None:
     exif[274] = orientation
     image = Image.fromarray(scene())
     stored = np.asarray(decode(saved(image, kind)))
-    upright = np.asarray(decode(saved(image, kind, exif=exif)))
+    turned = saved(image, kind, exif=exif)
+    upright = np.asarray(decode(turned))
     assert np.array_equal(upright, _upright(stored, orientation))
+    assert upright_size(turned) == upright.shape[:2]
 
 
 def test_damaged_metadata_does_not_cost_the_picture() -> None:
@@ -166,3 +176,64 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 def test_a_16_bit_grey_png_of_one_value() -> None:
     data = png(2, 1, 16, 0, b"\x00\x80\x00\x80\x00")
     assert np.array_equal(np.asarray(decode(data)), grey(np.full((1, 2), 128, np.uint8)))
+
+
+def _classes(height: int = 6, width: int = 9, most: int = 200) -> NDArray[np.uint8]:
+    values = np.random.default_rng(3).integers(0, most, (height, width), dtype=np.uint8)
+    values[0, 0] = most - 1
+    return values
+
+
+def _mask_file(values: NDArray[np.uint8], kind: str) -> bytes:
+    image = Image.fromarray(values)
+    if kind == "palette":  # its colours lead astray
+        colours = np.random.default_rng(4).integers(0, 256, 768, dtype=np.uint8)
+        image.putpalette(colours.tobytes())
+    if kind == "16 bits":
+        image = Image.fromarray(values.astype(np.uint16))
+    if kind == "1 bit":
+        image = Image.fromarray(values.astype(bool))
+    return saved(image, "PNG")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["grey", "palette", "16 bits", "1 bit"])
+def test_a_mask_is_what_is_stored_turned_like_a_picture(kind: str, orientation: int) -> None:
+    values = _classes(most=2 if kind == "1 bit" else 200)
+    file = _mask_file(values, kind)
+    assert np.array_equal(decode_classes(file), values)
+    exif = Image.Exif()
+    exif[274] = orientation
+    with Image.open(io.BytesIO(file)) as image:
+        turned = decode_classes(saved(image, "PNG", exif=exif))
+    assert turned.dtype == np.uint8
+    assert np.array_equal(turned[..., None], _upright(values[..., None], orientation))
+
+
+@pytest.mark.parametrize("colour", [0, 3], ids=["grey", "palette"])
+@pytest.mark.parametrize("depth", [2, 4])
+def test_masks_of_few_bits_are_not_stretched(depth: int, colour: int) -> None:
+    values = list(range(2**depth))
+    packed = sum(value << (depth * place) for place, value in enumerate(reversed(values)))
+    row = b"\x00" + packed.to_bytes(len(values) * depth // 8, "big")
+    more = (chunk(b"PLTE", bytes(range(3 * len(values)))),) if colour == 3 else ()
+    mask = decode_classes(png(len(values), 1, depth, colour, row, *more))
+    assert mask.tolist() == [values]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_mask_of_colours_is_refused_as_such(mode: str) -> None:
+    with pytest.raises(NoClasses, match=rf"colours \({mode}\)"):
+        decode_classes(saved(Image.fromarray(scene()).convert(mode), "PNG"))
+
+
+def test_a_mask_of_large_numbers_or_that_is_no_png_is_refused() -> None:
+    deep = np.array([[3, 256]], np.uint16)
+    with pytest.raises(NoClasses, match="up to 256"):
+        decode_classes(saved(Image.fromarray(deep), "PNG"))
+    with pytest.raises(BadPicture, match="not a readable PNG"):
+        decode_classes(saved(Image.fromarray(_classes()), "JPEG"))
+    with pytest.raises(BadPicture, match="truncated"):
+        decode_classes(saved(Image.fromarray(_classes(40, 40)), "PNG")[:-200])
+    with pytest.raises(BadPicture, match="empty"):
+        upright_size(b"")

@@ -43,17 +43,17 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes) -> bytes:
     """A PNG by hand, for what Pillow does not write; `rows` with their filter bytes."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [_chunk(b"IHDR", header), *more, _chunk(b"IDAT", zlib.compress(rows))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + _chunk(b"IEND", b"")
+    parts = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes) -> bytes:
     check = zlib.crc32(kind + body)
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
 
 
 def transparent(kind: bytes) -> bytes:
-    return _chunk(b"tRNS", kind)
+    return chunk(b"tRNS", kind)
 
 
 def on_white(pixels: Pixels, alpha: Pixels) -> Pixels:

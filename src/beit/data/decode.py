@@ -8,6 +8,8 @@ Every source reads through `decode`, so that a rule holds everywhere or nowhere:
 * 16-bit and float greys are scaled to 8 bits, never clipped;
 * transparency is composited on white;
 * animations and files of several pages are refused, as are truncated files.
+
+Masks are no pictures: their pixels are class numbers, and `decode_classes` reads those as stored.
 """
 
 import io
@@ -42,8 +44,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 _PLAIN_MODES = frozenset(("RGB", "L", "1", "CMYK", "P", "YCbCr", "RGBX"))
 _ALPHA_MODES = frozenset(("RGBA", "LA", "PA", "La", "RGBa"))
+_CLASS_MODES = frozenset(("L", "P", "1", "I;16", "I"))  # of masks
+_STRETCHED_GREYS = {"L;2": 85, "L;4": 17}
 
 assert {TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format} < set(FORMATS)
 
@@ -54,6 +59,10 @@ class BadPicture(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class NoClasses(BadPicture):
+    """A sound picture that is no mask: its pixels are not class numbers."""
 
 
 def read_bytes(path: bytes) -> bytes:
@@ -84,18 +93,62 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     Raises:
         BadPicture: The file is refused; the reason says why.
     """
+    with _opened(data, FORMATS, pixel_limit) as image:
+        image.load()
+        return to_rgb(_upright(image))
+
+
+def decode_classes(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> NDArray[np.uint8]:
+    """Turn the bytes of a mask into the class number of each pixel, upright, (H, W).
+
+    A mask is a PNG whose stored values are the numbers: greys are not scaled, of a palette the
+    index is taken and the colour is not, 16 bits are read when no value is above 255.
+
+    Raises:
+        NoClasses: The file holds colours, or numbers that are too large.
+        BadPicture: The file is refused; the reason says why.
+    """
+    with _opened(data, ("PNG",), pixel_limit) as image:
+        if image.mode not in _CLASS_MODES:
+            raise NoClasses(f"colours ({image.mode}) and not class numbers")
+        # Pillow stretches greys of 2 and 4 bits to 0..255; this is by how much.
+        stretched = _STRETCHED_GREYS.get(str(image.tile[0][3]), 1)
+        image.load()
+        values = np.asarray(_upright(image))
+        if values.size and int(values.max()) > 255:
+            raise NoClasses(f"16-bit values up to {values.max()}, more than 255")
+        return values.astype(np.uint8) // np.uint8(stretched)
+
+
+def upright_size(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
+    """Height and width that `decode` will give, read from the header alone.
+
+    Raises:
+        BadPicture: The file is refused; the reason says why.
+    """
+    with _opened(data, FORMATS, pixel_limit) as image:
+        width, height = image.size
+        # TIFF files tell the size that they will have when they are turned.
+        turned = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+        return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _opened(
+    data: bytes, formats: tuple[str, ...], pixel_limit: int
+) -> Iterator[ImageFile.ImageFile]:
+    """Open a file whose header is sound; whatever goes wrong inside becomes a `BadPicture`."""
     if not data:
         raise BadPicture("empty file")
     with _strict_pillow():
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_header(image, pixel_limit)
-                image.load()
-                return to_rgb(_upright(image))
+                yield image
         except BadPicture:
             raise
         except UnidentifiedImageError:
-            raise BadPicture("not a readable " + ", ".join(FORMATS) + " file") from None
+            raise BadPicture("not a readable " + ", ".join(formats) + " file") from None
         except Image.DecompressionBombError:
             raise BadPicture(f"more than {pixel_limit} pixels") from None
         except Exception as error:  # decoders raise whatever they like on damaged files
@@ -140,16 +193,20 @@ def _check_header(image: Image.Image, pixel_limit: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF (or XMP) orientation; Pillow has already turned TIFF files."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged metadata round sound pixels: the picture is taken as it is
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    turn = _TURNS.get(_orientation(image))
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.info = image.info
     return turned
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata round sound pixels: the picture is taken as it is
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _on_white(image: Image.Image) -> Image.Image:
