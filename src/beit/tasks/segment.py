@@ -1,0 +1,84 @@
+"""Fine-tuning for segmentation: a class for each pixel (paper, section 2.6)."""
+
+# B images, (H, W) pixels, L depth
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from beit.batch import IGNORED, ImageBatch
+from beit.engine.protocol import StepContext, StepOutput
+from beit.nn.segmenter import Segmenter
+from beit.objectives.pixels import pixel_cross_entropy
+
+
+class SegmentTask(nn.Module):
+    """A segmenter over crops: batch in, StepOutput out.
+
+    What no logit depends on (the mask embedding, blocks after the last that is read) is frozen, so
+    that every trained parameter has a gradient, which several ranks ask for.
+
+    Args:
+        model: Encoder and decoder.
+        ignore_index: The class of pixels that count for nothing.
+        auxiliary_weight: Of the auxiliary head's loss, where there is one; 0.4 in the reference.
+        layer_decay: Rates fall by this factor from layer to layer towards the input; 1 for none.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        *,
+        ignore_index: int = IGNORED,
+        auxiliary_weight: float = 0.4,
+        layer_decay: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.ignore_index = ignore_index
+        self.auxiliary_weight = auxiliary_weight
+        self.layer_decay = layer_decay
+        unread = model.unread_parameters()
+        for name, parameter in model.named_parameters():
+            if name in unread:
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
+        """Cross-entropy and accuracy of the pixels that are not ignored.
+
+        The patch view is (B, 3, H, W) normalised floats, the target (B, H, W) classes.
+        """
+        assert batch.patch_view is not None and batch.target is not None
+        device = batch.patch_view.device
+        output = self.model(batch.patch_view, *self._draws(context, device))
+        loss, accuracy, count = pixel_cross_entropy(output.logits, batch.target, self.ignore_index)
+        if output.auxiliary is not None:
+            second, _, _ = pixel_cross_entropy(output.auxiliary, batch.target, self.ignore_index)
+            loss = loss + self.auxiliary_weight * second
+        return StepOutput(loss, count, {"pixel_accuracy": accuracy})
+
+    def undecayed_parameters(self) -> frozenset[str]:
+        """Positions and [S]."""
+        return frozenset(
+            f"model.encoder.{name}" for name in self.model.encoder.undecayed_parameters()
+        )
+
+    def rate_scales(self) -> Mapping[str, float]:
+        """Layer-wise rate decay: rate x decay^(L + 1 - depth), the decoders' rate whole."""
+        encoder = self.model.encoder
+        top, depths = encoder.config.depth + 1, encoder.layer_ids()
+        return {
+            f"model.encoder.{name}": self.layer_decay ** (top - depths[name])
+            for name, parameter in encoder.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _draws(self, context: StepContext, device: torch.device) -> tuple[Tensor | None, ...]:
+        """Stochastic depth and the decoders' dropout by sample: the same on any number of ranks."""
+        config, paths, channels = self.model.encoder.config, None, None
+        if self.training and config.drop_path:
+            paths = context.uniform(2 * config.depth, "stochastic depth", device)
+        if self.training and self.model.config.dropout:
+            channels = context.uniform(self.model.channel_draws, "decoder dropout", device)
+        return paths, channels
