@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from beit.cli import _without_processes, main
+from beit.cli import main
+from beit.cli.training import _without_processes
 from beit.data.watch import LoaderError
 from beit.engine import distribution
 from beit.engine.distribution import RankError
