@@ -6,7 +6,7 @@ exp(similarity / 0.07), the class with the largest sum wins.
 Legend: N training pictures, T test pictures, B images, D width, K neighbours, C classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,22 +50,39 @@ def mean_pooled_features(
     """
     collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     labels: list[Tensor] = []
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                labels.append(_labels(batch))
-                assert batch.patch_view is not None, "features need the patch view"
-                outputs = encoder(batch.patch_view.to(device), layers=layers).layers
-                for layer, tokens in zip(layers, outputs, strict=True):
-                    collected[layer].append(pool(tokens).cpu())
-    finally:
-        encoder.train(was_training)
+    for pooled, known in pooled_batches(encoder, batches, device, layers):
+        labels.append(known)
+        for layer, features in zip(layers, pooled, strict=True):
+            collected[layer].append(features)
     if not labels:
         raise UserError("There is no picture to compute features of: the data set is empty.")
     together = torch.cat(labels)
     return {layer: Features(torch.cat(parts), together) for layer, parts in collected.items()}
+
+
+def pooled_batches(
+    encoder: Encoder, batches: Iterable[ImageBatch], device: torch.device, layers: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same features batch by batch, for sets too large to be held at once.
+
+    Yields:
+        On the host (K, B, D) float32 features of the K asked layers, and the (B,) labels.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        for batch in batches:
+            known = _labels(batch)
+            assert batch.patch_view is not None, "features need the patch view"
+            yield _pooled(encoder, batch.patch_view.to(device), layers), known
+    finally:
+        encoder.train(was_training)
+
+
+@torch.inference_mode()
+def _pooled(encoder: Encoder, images: Tensor, layers: Sequence[int]) -> Tensor:
+    outputs = encoder(images, layers=layers).layers
+    return torch.stack([pool(tokens) for tokens in outputs]).cpu()
 
 
 def pool(tokens: Tensor) -> Tensor:
