@@ -57,8 +57,10 @@ def infer_config(
     Raises:
         UserError: Tensors that every encoder has are not there, or shapes do not say enough.
     """
-    if kernel is None or kernel.dim() != 4 or SPECIAL not in ours:
-        raise UserError(f"{where} holds no vision Transformer: no 4-D patch projection, no [S]")
+    if kernel is None or kernel.dim() != 4:
+        raise UserError(f"{where} holds no vision Transformer: no 4-D patch projection")
+    if SPECIAL not in ours:
+        raise UserError(f"{where} is no encoder of beit's: it has no special token [S]")
     notes: list[str] = []
     width, channels = int(kernel.shape[0]), int(kernel.shape[1])
     patch = (int(kernel.shape[2]), int(kernel.shape[3]))

@@ -11,31 +11,35 @@ from torch import Tensor
 from beit.errors import UserError
 from beit.interop.infer import Hints, Inferred, infer_config
 from beit.interop.names import (
-    AVERAGE_CONTAINERS,
     BESIDE,
-    CONTAINERS,
     INDEX_SUFFIX,
     LAYOUTS,
     MASK,
+    MOCO_PREFIXES,
     PATCHES,
     VIT,
-    WRAPPERS,
     Layout,
 )
+from beit.interop.normalisation import IMAGENET, Normalisation, fold, normalisation_from
+from beit.interop.plain_vit import completed, reason_against
 from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
+from beit.interop.unwrap import unwrapped
 from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.position import relative_position_index
 
 Head = MaskedTokenHead | ClassifierHead
+PROCESSOR = "preprocessor_config.json"
+MOCO_SMALL, MOCO_SMALL_HEADS = 384, 12  # its heads are half as wide as everybody else's
 
 
 @dataclass(frozen=True)
 class ForeignModel:
     """An encoder, its head if it has one, and what was assumed or left out on the way.
 
-    `layout` says whose names the file used; `labels` are the classes' names where a file has them.
+    `layout` says whose names the file used; `labels` are the classes' names where a file has them;
+    `fed` is what pictures were normalised with, where a file says so.
     """
 
     encoder: Encoder
@@ -43,6 +47,7 @@ class ForeignModel:
     layout: str
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    fed: Normalisation | None = None
 
 
 def read_model(
@@ -73,9 +78,13 @@ def read_model(
         config = read_json(file / "config.json")
         hints, labels = _hub_hints(file, config, hints, config_notes)
         file = _hub_weights(file)
-    tensors, notes = _unwrapped(read_tensors(file), str(file), average)
+    tensors, prefix, notes = unwrapped(read_tensors(file), str(file), average)
+    if hints.heads is None and _is_moco_small(prefix, tensors):
+        hints = replace(hints, heads=MOCO_SMALL_HEADS)
+        notes.append(f"MoCo v3's small model has {MOCO_SMALL_HEADS} attention heads")
     model = model_from_tensors(tensors, hints, str(file))
-    return replace(model, notes=(*config_notes, *notes, *model.notes), labels=labels)
+    notes = [*config_notes, *notes, *model.notes]
+    return replace(model, notes=tuple(notes), labels=labels, fed=_fed(Path(path)))
 
 
 def model_from_tensors(
@@ -85,6 +94,12 @@ def model_from_tensors(
     theirs = {name: value for name, value in tensors.items() if INDEX_SUFFIX not in name}
     layout, theirs = _layout_of(theirs, where)
     theirs, notes = _without_beside(layout, theirs)
+    reason = reason_against(theirs)
+    if reason is not None:
+        raise UserError(f"{where} is no encoder of beit's: {reason}")
+    if layout is VIT:
+        theirs, filled = completed(theirs, None if hints is None else hints.image_size)
+        notes += filled
     kind = _head_kind(layout, theirs)
     table = layout.body | layout.heads.get(kind, {})
     ours = to_ours(layout, table, theirs, where)
@@ -108,6 +123,30 @@ def model_from_tensors(
             own = {n.removeprefix(prefix): v for n, v in ours.items() if n.startswith(prefix)}
             module.load_state_dict(own, strict=True)
     return ForeignModel(encoder.eval(), head, layout.name, tuple(notes))
+
+
+def for_our_pictures(model: ForeignModel) -> ForeignModel:
+    """A model that takes pictures as they are normalised here, whatever it was trained with."""
+    told = None if model.fed is None else fold(model.encoder, model.fed)
+    if told is None:
+        return model
+    return replace(model, notes=(*model.notes, told), fed=IMAGENET)
+
+
+def _is_moco_small(prefix: str, tensors: Tensors) -> bool:
+    special = tensors.get("cls_token")
+    return prefix in MOCO_PREFIXES and special is not None and special.shape[-1] == MOCO_SMALL
+
+
+def _fed(path: Path) -> Normalisation | None:
+    """What a transformers folder's image processor does to pictures."""
+    file = path / PROCESSOR
+    if not file.is_file():
+        return None
+    said = read_json(file)
+    if not said.get("do_normalize", True) or "image_mean" not in said:
+        return None
+    return normalisation_from(said["image_mean"], said.get("image_std"), str(file))
 
 
 def _hub_weights(folder: Path) -> Path:
@@ -147,52 +186,6 @@ def _hub_hints(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} has impossible values ({error})") from error
     return hints, tuple(named[number] for number in sorted(named))
-
-
-def _unwrapped(
-    read: dict[str, Any], where: str, average: bool
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Take the state dict out of a checkpoint's containers, and prefixes off its names."""
-    notes: list[str] = []
-    wanted = AVERAGE_CONTAINERS if average else CONTAINERS
-    found = next((name for name in wanted if isinstance(read.get(name), Mapping)), None)
-    if found is not None:
-        read = {str(name): value for name, value in read[found].items()}
-        notes.append(f"took the weights under {found!r}")
-    elif average:
-        raise UserError(f"{where} holds no moving average ({' or '.join(AVERAGE_CONTAINERS)})")
-    for prefix, beside in WRAPPERS.items():
-        if any(name.startswith(prefix) for name in read):
-            read, dropped = _stripped(read, prefix, beside)
-            notes += [f"left out what is not the encoder: {few(dropped)}"] if dropped else []
-            break
-    odd = [name for name, value in read.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise UserError(f"{where} is no state dict: {few(sorted(odd))} are not tensors")
-    return {name: _plain(value) for name, value in read.items()}, notes
-
-
-def _stripped(
-    read: dict[str, Any], prefix: str, beside: tuple[str, ...]
-) -> tuple[dict[str, Any], list[str]]:
-    kept: dict[str, Any] = {}
-    dropped: list[str] = []
-    for name, value in read.items():
-        if beside and name.startswith(beside):
-            dropped.append(name)
-        else:
-            kept[name.removeprefix(prefix)] = value
-    if beside:  # a projector on top of a self-supervised encoder is no classifier of ours
-        projector = [name for name in kept if name.startswith("head.")]
-        dropped += projector
-        kept = {name: value for name, value in kept.items() if name not in projector}
-    return kept, sorted(dropped)
-
-
-def _plain(value: Tensor) -> Tensor:
-    """A float32 copy of our own; reduced precision widens without loss."""
-    value = value.detach()
-    return value.float().contiguous() if value.is_floating_point() else value
 
 
 def _layout_of(theirs: Tensors, where: str) -> tuple[Layout, Tensors]:

@@ -177,15 +177,18 @@ LAYOUTS = (REFERENCE, VIT, TRANSFORMERS, TRANSFORMERS_5)
 INDEX_SUFFIX = "relative_position_index"
 
 # Where other programs put the weights inside a saved dictionary, by what was asked for.
-CONTAINERS = ("model", "module", "state_dict", "teacher")
+CONTAINERS = ("model", "module", "state_dict", "teacher", "student")
 AVERAGE_CONTAINERS = ("model_ema", "state_dict_ema", "ema")
 
 # What self-supervised models wrap the encoder in, and the parts beside it that are not the encoder.
 WRAPPERS: dict[str, tuple[str, ...]] = {
     "module.base_encoder.": ("module.momentum_encoder.", "module.predictor."),  # MoCo v3
     "base_encoder.": ("momentum_encoder.", "predictor."),
+    "module.momentum_encoder.": ("module.predictor.",),  # where only the average was kept
+    "momentum_encoder.": ("predictor.",),
     "module.backbone.": ("module.head.",),  # DINO
     "backbone.": ("head.",),
     "module.": (),  # torch's DistributedDataParallel
 }
+MOCO_PREFIXES = tuple(prefix for prefix in WRAPPERS if prefix.endswith("_encoder."))
 BESIDE = ("decoder_", "decoder.")  # MAE's decoder; its mask token is the decoder's too
