@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beit.randomness import step_uniform
+from beit.randomness import step_seed, step_uniform
 
 
 class StepOutput(NamedTuple):
@@ -47,6 +48,10 @@ class StepContext:
         if device.type == "cuda":
             drawn = drawn.pin_memory()  # else the copy would wait for the device
         return drawn.to(device, non_blocking=True)
+
+    def generator(self, stream: str) -> np.random.Generator:
+        """Chance of a whole step, on the host: the same on every rank and in every micro-batch."""
+        return np.random.default_rng(step_seed(self.seed, self.step, stream=stream))
 
 
 class Task(Protocol):
