@@ -101,9 +101,8 @@ def vit_model(name: str = "vit_tiny_patch16_224", **more: Any) -> Any:
     """timm's plain vision Transformer, tiny, with weights that count."""
     timm = pytest.importorskip("timm")
     settings = {"img_size": 32, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH}
-    model = timm.create_model(
-        name, num_heads=HEADS, **{**settings, "num_classes": CLASSES, **more}
-    ).eval()
+    settings |= {"num_heads": HEADS, "num_classes": CLASSES}
+    model = timm.create_model(name, **{**settings, **more}).eval()
     randomise(model)
     return model
 
