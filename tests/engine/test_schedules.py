@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from beit.engine.schedules import scaled_rate, warmup_cosine
+from beit.engine.schedules import SCHEDULES, scaled_rate, warmup_cosine, warmup_linear
 
 
 def oracle(total: int, warmup: int, peak: float, minimum: float) -> list[float]:
@@ -37,3 +37,13 @@ def test_corners() -> None:
 
 def test_rate_follows_the_batch() -> None:
     assert scaled_rate(1e-3, global_batch=512, base_batch=256) == 2e-3
+
+
+def test_the_straight_line() -> None:
+    rates = [
+        warmup_linear(step, total_steps=12, warmup_steps=2, peak=1.0, minimum=0.5)
+        for step in range(13)
+    ]
+    assert rates[:2] == [0.0, 0.5]
+    assert rates[2:] == pytest.approx([1.0 - 0.05 * i for i in range(11)])
+    assert SCHEDULES["linear"] is warmup_linear and SCHEDULES["cosine"] is warmup_cosine

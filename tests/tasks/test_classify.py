@@ -1,6 +1,7 @@
 """Fine-tuning for classification: the loss by hand, rates by layer, learning in seconds."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.tasks.classify import ClassifyTask
+from beit.tasks.mixing import MixSettings
 
 CLASSES = 5
 
 
-def build(drop_path: float = 0.0, **changes: float) -> ClassifyTask:
+def build(drop_path: float = 0.0, **changes: Any) -> ClassifyTask:
     torch.manual_seed(0)
     config = EncoderConfig((8, 12), (4, 4), width=32, depth=3, heads=2, drop_path=drop_path)
     return ClassifyTask(Classifier(Encoder(config), ClassifierHead(32, CLASSES)), **changes)
@@ -50,7 +52,7 @@ def context(where: range, step: int = 3) -> StepContext:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_cross_entropy_with_smoothed_labels(smoothing: float) -> None:
-    task, batch = build(label_smoothing=smoothing).eval(), batch_of(7)
+    task, batch = build(mixing=MixSettings(label_smoothing=smoothing)), batch_of(7)
     assert batch.patch_view is not None and batch.label is not None
     with torch.no_grad():
         task.model.head.output.weight.mul_(3000)  # it starts almost at zero
@@ -108,7 +110,7 @@ def test_positions_are_not_decayed() -> None:
 
 
 def test_overfits_one_batch() -> None:
-    task, batch = build(label_smoothing=0.0), batch_of(10)
+    task, batch = build(mixing=MixSettings()), batch_of(10)
     optimiser = AdamW(task.parameters(), lr=3e-3)
     for step in range(60):
         output = task(batch, context(range(10), step))

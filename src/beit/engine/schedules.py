@@ -1,6 +1,10 @@
 """Learning rates as pure functions of the step (facts of the recipes: arXiv:2106.08254, app. G)."""
 
 import math
+from collections.abc import Callable
+from typing import Literal
+
+Schedule = Literal["cosine", "linear"]
 
 
 def warmup_cosine(
@@ -17,9 +21,31 @@ def warmup_cosine(
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
-    length = total_steps - warmup_steps
-    done = 1.0 if length <= 0 else min(1.0, (step - warmup_steps) / length)
+    done = _share_done(step, total_steps, warmup_steps)
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def warmup_linear(
+    step: int, *, total_steps: int, warmup_steps: int, peak: float, minimum: float
+) -> float:
+    """As `warmup_cosine`, but falling in a straight line: the reference's for segmentation.
+
+    It calls this a polynomial of power 1.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return minimum + (peak - minimum) * (1.0 - _share_done(step, total_steps, warmup_steps))
+
+
+def _share_done(step: int, total_steps: int, warmup_steps: int) -> float:
+    length = total_steps - warmup_steps
+    return 1.0 if length <= 0 else min(1.0, (step - warmup_steps) / length)
+
+
+SCHEDULES: dict[Schedule, Callable[..., float]] = {
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+}
 
 
 def scaled_rate(base_rate: float, *, global_batch: int, base_batch: int) -> float:

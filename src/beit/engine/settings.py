@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from beit.engine.schedules import Schedule
 from beit.errors import UserError
 
 
@@ -21,6 +22,7 @@ class FitSettings:
     learning_rate: float
     minimum_rate: float = 0.0
     warmup_steps: int = 0
+    schedule: Schedule = "cosine"
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -20,7 +20,7 @@ from beit.engine.ema import WeightAverage
 from beit.engine.failure import Identity, batch_identity
 from beit.engine.optimiser import set_rate, trainable
 from beit.engine.protocol import Prepare, StepContext, StepOutput
-from beit.engine.schedules import warmup_cosine
+from beit.engine.schedules import SCHEDULES
 from beit.engine.settings import FitSettings
 from beit.randomness import step_seed
 
@@ -72,7 +72,7 @@ class TrainingStep:
     def __call__(self, done: int, batches: Iterator[Any]) -> StepRecord:
         """Make the step after `done` steps and return its record; a bad one is not applied."""
         settings = self._settings
-        rate = warmup_cosine(
+        rate = SCHEDULES[settings.schedule](
             done,
             total_steps=settings.total_steps,
             warmup_steps=settings.warmup_steps,

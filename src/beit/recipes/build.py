@@ -16,6 +16,7 @@ from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import encoder_config
+from beit.recipes.downstream_models import Recipe
 from beit.recipes.models import (
     DataRecipe,
     EncoderRecipe,
@@ -150,13 +151,14 @@ def view_settings(
 ) -> ViewSettings:
     """How pictures become views; without `random` they are centre crops."""
     return ViewSettings(
-        patch_view=patch_view, token_view=token_view, random=random, **recipe.model_dump()
+        patch_view=patch_view,
+        token_view=token_view,
+        random=random,
+        **{n: v for n, v in recipe.model_dump().items() if n in ViewSettings.__dataclass_fields__},
     )
 
 
-def loader_settings(
-    recipe: TokenizerRecipe | PretrainRecipe, world: World, device: torch.device
-) -> LoaderSettings:
+def loader_settings(recipe: Recipe, world: World, device: torch.device) -> LoaderSettings:
     """How batches are cut up over ranks and micro-batches, and fetched."""
     return LoaderSettings(
         batch_size=recipe.optim.batch,
@@ -184,6 +186,7 @@ def fit_settings(
         learning_rate=optim.scaled_lr,
         minimum_rate=optim.scaled_min_lr,
         warmup_steps=optim.warmup(pictures),
+        schedule=optim.schedule,
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         eps=optim.eps,

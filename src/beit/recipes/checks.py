@@ -11,14 +11,13 @@ from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
 from beit.data.sources import Source
 from beit.errors import UserError
 from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import deciding_fields
 from beit.tasks.tokenize import TokenizeSettings
 
 
-def refuse_impossible(
-    recipe: TokenizerRecipe | PretrainRecipe, ranks: int, pictures: int, device: torch.device
-) -> None:
+def refuse_impossible(recipe: Recipe, ranks: int, pictures: int, device: torch.device) -> None:
     """Build every configuration of a recipe once, while nothing has been made yet.
 
     Raises:
@@ -29,10 +28,18 @@ def refuse_impossible(
         assert encoder_config_of(recipe.encoder).grid == plan.grid and plan.capacity
         if recipe.objective.target == "tokens":
             refuse_impossible(recipe.tokenizer, ranks, pictures, device)
-    else:
+    elif isinstance(recipe, TokenizerRecipe):
         tokenizer_config(recipe.model)
         TokenizeSettings(**recipe.relaxation.model_dump())
-    fit_settings(recipe.optim, recipe.engine, pictures, device).micro_batch(ranks)
+    else:
+        encoder_config_of(recipe.encoder)
+    micro = fit_settings(recipe.optim, recipe.engine, pictures, device).micro_batch(ranks)
+    mixes = isinstance(recipe, ClassifyRecipe) and (recipe.mixing.mixup or recipe.mixing.cutmix)
+    if mixes and micro % 2:
+        raise UserError(
+            f"each of {ranks} processes would get {micro} pictures at a time, but they are mixed "
+            "in pairs; choose an --optim.batch that leaves an even number"
+        )
 
 
 def refuse_other_recipe(recipe: Frozen, file: Path) -> None:

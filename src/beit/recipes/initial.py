@@ -1,14 +1,22 @@
 """What a run starts from: any model that holds an encoder, ours or other people's."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from beit.errors import UserError
+from beit.files import atomic_write_text
 from beit.interop.models import read_model
+from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
+from beit.nn.resize import adapted
 from beit.recipes import saved_models
+from beit.recipes.build import INITIALISATION_STREAM, encoder_config_of
+from beit.recipes.models import EncoderRecipe
 
 NOTHING = "none"
 
@@ -54,3 +62,125 @@ def read_initial(spec: str | Path) -> Initial:
         return Initial(encoder, head, labels=labels)
     model = read_model(path)
     return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
+
+
+@dataclass
+class Start:
+    """The encoder that a fine-tuning begins with, and the story of where it is from.
+
+    Attributes:
+        encoder: Of the shape that the recipe asks for.
+        init: What was asked for.
+        given: What it was made from; None from scratch.
+        notes: What was changed on the way.
+        head_kept: Whether the task goes on with the head that was given, too.
+    """
+
+    encoder: Encoder
+    init: str = NOTHING
+    given: Initial | None = None
+    notes: tuple[str, ...] = ()
+    head_kept: bool = False
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Which weights were used and which not, as plain data for the run folder."""
+        if self.given is None:
+            return {"init": NOTHING}
+        encoder = [f"encoder.{name}" for name in self.encoder.state_dict()]
+        head = [] if self.given.head is None else list(self.given.head.state_dict())
+        head = [f"head.{name}" for name in head]
+        path = Path(self.init)
+        return {
+            "init": str(path.absolute()) if path.exists() else self.init,
+            "layout": self.given.layout,
+            "used": encoder + (head if self.head_kept else []),
+            "not_used": [] if self.head_kept else head,
+            "notes": list(self.notes),
+        }
+
+    @property
+    def sentence(self) -> str:
+        """The record in one line."""
+        if self.given is None:
+            return "starting from scratch"
+        record = self.record
+        left = f"; not used: {len(record['not_used'])} of its head" if record["not_used"] else ""
+        changes = "".join(f"; {note}" for note in self.notes)
+        return f"starting from {self.init}: {len(record['used'])} weights used{left}{changes}"
+
+    def keep(self, run: Path) -> None:
+        """Write the record into a run folder.
+
+        Raises:
+            UserError: The run there began from something else.
+        """
+        file = run / "initial.json"
+        record = self.record
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8")).get("init")
+            if before != record["init"]:
+                raise UserError(
+                    f"the run in {run} began from {before}, not from {record['init']}; resume with "
+                    "the same --init or choose another --out"
+                )
+        atomic_write_text(file, json.dumps(record, indent=2) + "\n")
+
+
+def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
+    """Make the encoder of a fine-tuning.
+
+    Width, depth, heads and patches must be those of the recipe; how positions are told and whether
+    there is LayerScale follow the model that is given, unless the recipe says it field by field. A
+    bias table shared by all blocks is copied into each, as in the reference; another picture size
+    resizes what depends on it.
+
+    Args:
+        recipe: What the encoder is to be.
+        init: What `read_initial` understands, or "none" for freshly drawn weights.
+        seed: Of the fresh weights.
+
+    Raises:
+        UserError: There is nothing to read, or it is of another shape.
+    """
+    config = encoder_config_of(recipe)
+    if config.relative_positions == "shared":
+        config = replace(config, relative_positions="per-layer")
+    if init == NOTHING:
+        torch.manual_seed(seed + INITIALISATION_STREAM)
+        encoder = Encoder(config)
+        return Start(_without_mask(encoder))
+    given = read_initial(init)
+    wanted = _following(given.encoder.config, config, recipe, init)
+    encoder, notes = adapted(given.encoder, wanted)
+    return Start(_without_mask(encoder), init, given, (*given.notes, *notes))
+
+
+def _following(
+    theirs: EncoderConfig, config: EncoderConfig, recipe: EncoderRecipe, init: str
+) -> EncoderConfig:
+    """The recipe's configuration with the given model's positions and LayerScale."""
+    for name in ("width", "depth", "heads", "patch_size"):
+        if getattr(theirs, name) != getattr(config, name):
+            raise UserError(
+                f"{init} does not fit the recipe: its {name} is {getattr(theirs, name)}, not "
+                f"{getattr(config, name)}; name the recipe of its size, or set --encoder.{name}"
+            )
+    positions = theirs.relative_positions
+    follow: dict[str, Any] = {
+        "absolute_positions": theirs.absolute_positions,
+        "relative_positions": "per-layer" if positions == "shared" else positions,
+        "layer_scale": theirs.layer_scale,
+        "mlp_ratio": theirs.mlp_ratio,
+        "channels": theirs.channels,
+    }
+    stated = {name: value for name, value in recipe.explicit.items() if name in follow}
+    if stated.get("relative_positions") == "shared":
+        stated["relative_positions"] = "per-layer"
+    return replace(config, **{**follow, **stated})
+
+
+def _without_mask(encoder: Encoder) -> Encoder:
+    """Nothing is masked in fine-tuning: what stands in for masked patches is not trained."""
+    encoder.embeddings.mask_embedding.requires_grad_(False)
+    return encoder

@@ -65,6 +65,7 @@ class OptimRecipe(Frozen):
     warmup_steps: int | None = Field(None, ge=0, description="warm-up in steps; wins over epochs")
     warmup_epochs: float = Field(10, ge=0, description="warm-up in passes over the data")
     min_lr: float = Field(1e-5, ge=0, description="rate at the end, scaled like lr")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="how the rate falls")
     weight_decay: float = Field(0.05, ge=0, description="not on biases, 1-D, positions, [S]")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")

@@ -103,11 +103,12 @@ def load_masked_image_model(path: str | Path) -> MaskedImageModel:
     """Load a pre-trained model and refuse anything else."""
     model = load(path)
     if not isinstance(model, MaskedImageModel):
-        raise UserError(f"{path} holds {_what(model)}; a pre-trained model is wanted")
+        raise UserError(f"{path} holds {what(model)}; a pre-trained model is wanted")
     return model
 
 
-def _what(model: Model) -> str:
+def what(model: Model) -> str:
+    """What a model is, in words."""
     names = {DiscreteVAE: "a tokenizer", Encoder: "an encoder without a head"}
     return names.get(type(model), "a classifier")
 

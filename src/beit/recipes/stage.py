@@ -24,14 +24,15 @@ from beit.data.sources import Source, open_source
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.fit import fit
-from beit.engine.protocol import Evaluate
+from beit.engine.protocol import Batches, Evaluate
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult
 from beit.errors import UserError
 from beit.files import atomic_write_text, sha256_of
 from beit.recipes.build import fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
-from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
+from beit.recipes.downstream_models import Recipe
+from beit.recipes.models import Frozen
 from beit.recipes.overrides import deciding_fields
 
 BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
@@ -50,19 +51,22 @@ class RunRequest:
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> "RunRequest":
         """Read it from the command line."""
-        device = options.device
-        if device is None:
-            device = "cuda" if options.gpus else "cpu" if options.processes else None
-        return cls(
-            options.data, Path(options.out), options.resume, options.accept_changed_data, device
-        )
+        out, device = Path(options.out), device_of(options)
+        return cls(options.data, out, options.resume, options.accept_changed_data, device)
+
+
+def device_of(options: argparse.Namespace) -> str | None:
+    """The device that a command line asks for, in so many words or by a number of processes."""
+    if options.device is not None:
+        return str(options.device)
+    return "cuda" if options.gpus else "cpu" if options.processes else None
 
 
 @dataclass(frozen=True)
 class Stage:
     """An open stage: everything `fit` needs but the task."""
 
-    recipe: TokenizerRecipe | PretrainRecipe
+    recipe: Recipe
     request: RunRequest
     world: World
     device: torch.device
@@ -70,22 +74,20 @@ class Stage:
     train: Source
     validation: Source
 
-    def fit(
-        self,
-        task: nn.Module,
-        views: ViewSettings,
-        masks: MaskPlan | None,
-        evaluate: Evaluate | None,
-    ) -> FitResult:
-        """Train the task on random views of the training pictures."""
-        recipe = self.recipe
-        settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
-        loader = loader_settings(recipe, self.world, self.device)
-        log = BadPictureLog(self.run.path, self.train, recipe.data.bad_share)
+    def views(self, views: ViewSettings, masks: MaskPlan | None = None) -> Batches:
+        """Random views of the training pictures, as `fit` asks for them."""
+        loader = loader_settings(self.recipe, self.world, self.device)
+        log = BadPictureLog(self.run.path, self.train, self.recipe.data.bad_share)
 
         def batches(samples_seen: int) -> Iterator[ImageBatch]:
             return training_batches(self.train, views, masks, loader, samples_seen, log=log)
 
+        return batches
+
+    def fit(self, task: nn.Module, batches: Batches, evaluate: Evaluate | None) -> FitResult:
+        """Train the task on the batches."""
+        recipe = self.recipe
+        settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
         return fit(
             task.to(self.device),
             batches,
@@ -99,14 +101,19 @@ class Stage:
         )
 
     def validation_batches(
-        self, views: ViewSettings, masks: MaskPlan | None, batch_size: int
+        self,
+        views: ViewSettings,
+        masks: MaskPlan | None,
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[ImageBatch]:
-        """Centre crops of the validation pictures on the device, each once."""
+        """Centre crops of the validation pictures (or a rank's share) on the device, each once."""
         log, none = self._bad_validation_pictures, True
-        for batch in prepared_batches(self.validation, views, masks, batch_size, self.device, log):
+        where = self.device, log, share
+        for batch in prepared_batches(self.validation, views, masks, batch_size, *where):
             none = False
             yield batch
-        if none:
+        if none and share[1] == 1:
             raise UserError(
                 f"not one of the {len(self.validation)} validation pictures can be read; "
                 f"{self.run.path / BAD_VALIDATION_PICTURES} names them"
@@ -144,15 +151,17 @@ def prepared_batches(
     batch_size: int,
     device: torch.device,
     log: BadPictureLog | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[ImageBatch]:
     """An evaluation pass with the device work done."""
-    for batch in evaluation_batches(source, views, masks, batch_size, workers=0, log=log):
+    batches = evaluation_batches(source, views, masks, batch_size, workers=0, share=share, log=log)
+    for batch in batches:
         yield prepare(batch.to(device))
 
 
 @contextmanager
 def open_stage(
-    recipe: TokenizerRecipe | PretrainRecipe,
+    recipe: Recipe,
     request: RunRequest,
     world: World,
     device: torch.device,

@@ -47,10 +47,10 @@ def train_tokenizer(recipe: TokenizerRecipe, request: RunRequest) -> dict[str, A
 def _train_tokenizer(recipe: TokenizerRecipe, stage: Stage) -> dict[str, Any]:
     task = tokenize_task(recipe)
     views = view_settings(recipe.views, token_view=task.model.image_size)
-    result = stage.fit(task, views, None, CodebookWatch(stage))
+    result = stage.fit(task, stage.views(views), CodebookWatch(stage))
     if not stage.world.main:
         return {}
-    _take_average(task, result.average)
+    take_average(task, result.average)
     model = task.model
     storage.save(model, stage.run.path)
     return stage.finish(result, {"vocabulary": model.vocabulary, "grid": model.grid})
@@ -61,7 +61,7 @@ class CodebookWatch:
 
     def __init__(self, stage: Stage) -> None:
         assert isinstance(stage.recipe, TokenizerRecipe)
-        self.stage = stage
+        self.stage, self.recipe = stage, stage.recipe
         self.total = stage.recipe.optim.total_steps(len(stage.train))
         self.warmup = stage.recipe.relaxation.kl_warmup
         self.perplexities: list[float] | None = None
@@ -92,7 +92,7 @@ class CodebookWatch:
 
     def measure(self, model: DiscreteVAE) -> CodebookReport:
         """The codebook over the validation set."""
-        views = view_settings(self.stage.recipe.views, token_view=model.image_size, random=False)
+        views = view_settings(self.recipe.views, token_view=model.image_size, random=False)
         batches = self.stage.validation_batches(views, None, EVALUATION_BATCH)
         return codebook_report(model, token_views(batches))
 
@@ -132,13 +132,13 @@ def _pretrain(recipe: PretrainRecipe, stage: Stage, given: DiscreteVAE | None) -
     views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
     masks = mask_plan(recipe)
     evaluate = None if vae is None else PredictionWatch(stage, vae)
-    result = stage.fit(task, views, masks, evaluate)
+    result = stage.fit(task, stage.views(views, masks), evaluate)
     if not stage.world.main:
         return {}
     facts = {"recipe": recipe.name}
     if vae is not None:
         facts["tokenizer"] = storage.fingerprint(vae)
-    _take_average(task, result.average)
+    take_average(task, result.average)
     save_masked_image_model(stage.run.path, task.model, facts)
     return stage.finish(result, {})
 
@@ -189,7 +189,7 @@ def token_view_size(tokenizer: DiscreteVAE, grid: tuple[int, int]) -> tuple[int,
     return grid[0] * tokenizer.config.stride, grid[1] * tokenizer.config.stride
 
 
-def _take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:
+def take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:
     """Put the averaged weights into the task, if the run kept an average."""
     if average is None:
         return

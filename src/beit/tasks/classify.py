@@ -9,6 +9,7 @@ from torch.nn import functional
 from beit.batch import ImageBatch
 from beit.engine.protocol import StepContext, StepOutput
 from beit.nn.classifier import Classifier
+from beit.tasks.mixing import MixSettings, mixed
 
 
 class ClassifyTask(nn.Module):
@@ -16,7 +17,7 @@ class ClassifyTask(nn.Module):
 
     Args:
         model: Encoder and head.
-        label_smoothing: Share of the target that is spread over all classes.
+        mixing: Mixup, CutMix and label smoothing; the last also when nothing is mixed.
         layer_decay: Rates fall by this factor from layer to layer towards the input; 1 for none.
     """
 
@@ -24,25 +25,25 @@ class ClassifyTask(nn.Module):
         self,
         model: Classifier,
         *,
-        label_smoothing: float = 0.1,
+        mixing: MixSettings = MixSettings(label_smoothing=0.1),
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.label_smoothing = label_smoothing
+        self.mixing = mixing
         self.layer_decay = layer_decay
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Cross-entropy and accuracy of a labelled batch."""
         assert batch.patch_view is not None and batch.label is not None
         config = self.model.encoder.config
-        draws = None
+        images, targets, draws = batch.patch_view, batch.label, None
+        if self.training:
+            images, targets = mixed(images, targets, self.model.classes, context, self.mixing)
         if self.training and config.drop_path:
             draws = context.uniform(2 * config.depth, "stochastic depth", batch.label.device)
-        logits = self.model(batch.patch_view, draws)
-        loss = functional.cross_entropy(
-            logits.float(), batch.label, label_smoothing=self.label_smoothing
-        )
+        logits = self.model(images, draws)
+        loss = functional.cross_entropy(logits.float(), targets)
         accuracy = (logits.detach().argmax(-1) == batch.label).float().mean()
         weight = torch.full((), float(len(batch.label)), device=loss.device)
         return StepOutput(loss, weight, {"accuracy": accuracy})

@@ -1,0 +1,97 @@
+"""Commands that look at things, or show what can be done."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from beit.cli.arguments import SOURCES, add_command
+
+
+def add(commands: Any) -> None:
+    """Add `demo`, `data`, `recipes` and `report`."""
+    _demo(commands)
+    _data(commands)
+    _recipes(commands)
+    _report(commands)
+
+
+def _demo(commands: Any) -> None:
+    text = "the whole story in minutes, on scikit-learn's digits or on your own pictures"
+    demo = add_command(commands, "demo", text, _run_demo)
+    demo.add_argument("--data", metavar="SRC", default="digits", help=SOURCES)
+    demo.add_argument("--out", metavar="RUN", default="runs/demo", help="run folder (runs/demo)")
+    demo.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+    demo.add_argument("--resume", action="store_true", help="continue the demo in --out")
+
+
+def _data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data", help="look at pictures before they cost a run", allow_abbrev=False
+    )
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    texts = {
+        "check": "read every picture and list the bad ones",
+        "info": "count pictures, classes and sizes",
+    }
+    for name, text in texts.items():
+        action = add_command(actions, name, text, _run_data)
+        action.add_argument("data", metavar="SRC", help=SOURCES)
+        action.add_argument("--split", choices=("train", "val", "all"), default="all")
+        action.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
+
+
+def _recipes(commands: Any) -> None:
+    recipes = commands.add_parser("recipes", help="what can be trained", allow_abbrev=False)
+    actions = recipes.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add_command(actions, "list", "name every recipe", _run_recipes_list)
+    show = add_command(
+        actions, "show", "every field of a recipe, its size and cost", _run_recipes_show
+    )
+    show.add_argument("recipe", metavar="NAME", help="a name from `beit recipes list`")
+    show.set_defaults(takes_overrides=True)
+
+
+def _report(commands: Any) -> None:
+    text = "one self-contained HTML file: curves, reconstructions, masks, codebook use"
+    report = add_command(commands, "report", text, _run_report)
+    report.add_argument("run_folder", metavar="RUN", help="a run folder")
+    report.add_argument("--data", metavar="SRC", help="pictures to show; the run's own by default")
+
+
+def _run_demo(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.demo import demo
+
+    return demo(options.data, Path(options.out), seed=options.seed, resume=options.resume)
+
+
+def _run_data(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.inspection import check_data, data_info
+
+    if options.action == "info":
+        return data_info(options.data, options.split)
+    return check_data(options.data, options.split, options.workers)
+
+
+def _run_recipes_list(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.named import RECIPES, describe
+
+    described = {name: describe(name) for name in RECIPES}
+    if not options.json:
+        for name, text in described.items():
+            print(f"{name:12} {text}")
+    return {"recipes": described}
+
+
+def _run_recipes_show(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.inspection import show_recipe
+
+    return show_recipe(options.recipe, options.overrides, quiet=options.json)
+
+
+def _run_report(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.reporting import write_report
+
+    page = write_report(Path(options.run_folder), options.data)
+    if not options.json:
+        print(f"report: {page}")
+    return {"report": str(page)}

@@ -1,0 +1,138 @@
+"""Commands that train."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from beit.cli.arguments import OVERRIDES, SOURCES, Parser, add_command, flags
+from beit.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Add `tokenizer`, `pretrain` and `classify`."""
+    _training(commands, "tokenizer", "train an image tokenizer (discrete VAE)", _run_tokenizer)
+    pretrain = _training(commands, "pretrain", "pre-train BEiT on its tokens", _run_pretrain)
+    pretrain.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
+    )
+
+    _fine_tuning(commands, "classify", "fine-tune a classifier", _run_classify)
+
+
+def _fine_tuning(commands: Any, name: str, text: str, run: Any) -> None:
+    command = _training(commands, name, text, run)
+    command.add_argument(
+        "--init",
+        metavar="CKPT",
+        required=True,
+        help="what to start from: a run (pretrain, classify, segment), a model folder, a weight "
+        "file, timm:NAME, or none for training from scratch",
+    )
+    command.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="height and width, as encoder.image_size"
+    )
+    command.add_argument(
+        "--patience", type=int, metavar="N", help="stop after N evaluations without a better one"
+    )
+
+
+def _training(commands: Any, name: str, text: str, run: Any) -> Parser:
+    command = add_command(commands, name, text, run, epilog=OVERRIDES)
+    command.set_defaults(takes_overrides=True)
+    command.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
+    command.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
+    command.add_argument("--out", metavar="RUN", required=True, help="run folder to make")
+    command.add_argument("--resume", action="store_true", help="continue the run in RUN")
+    command.add_argument(
+        "--accept-changed-data", action="store_true", help="resume although the pictures changed"
+    )
+    add_devices(command)
+    return command
+
+
+def add_devices(command: Parser) -> None:
+    """Add the options that say where to compute."""
+    command.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
+    many = command.add_mutually_exclusive_group()
+    many.add_argument("--gpus", type=int, metavar="N", help="one process on each of N GPUs")
+    many.add_argument("--processes", type=int, metavar="N", help="N processes on the CPU")
+
+
+def launched(options: argparse.Namespace) -> bool:
+    """Start the ranks when several are asked for; true in the parent, which has then waited."""
+    count = options.processes if options.gpus is None else options.gpus
+    if count is None:
+        return False
+    if options.device is not None:
+        raise UserError("--gpus and --processes choose the devices; leave --device away")
+    if count == 1:
+        return False
+    from beit.engine.distribution import launch
+
+    kind = "cpu" if options.gpus is None else "cuda"
+    rank = [sys.executable, "-m", "beit", *_without_processes(options.argv), "--device", kind]
+    launch(count, rank, kind)
+    return True
+
+
+def _without_processes(argv: Sequence[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in argv:
+        if not skip and argument.partition("=")[0] not in ("--gpus", "--processes"):
+            kept.append(argument)
+            continue
+        skip = not skip and "=" not in argument
+    return kept
+
+
+def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.named import tokenizer_recipe
+    from beit.recipes.overrides import apply_overrides
+
+    recipe = apply_overrides(tokenizer_recipe(options.recipe), options.overrides, flags(options))
+    if launched(options):
+        return None
+    from beit.recipes.stage import RunRequest
+    from beit.recipes.train import train_tokenizer
+
+    return train_tokenizer(recipe, RunRequest.from_options(options))
+
+
+def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.named import pretrain_recipe
+    from beit.recipes.overrides import apply_overrides
+
+    recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, flags(options))
+    if launched(options):
+        return None
+    from beit.recipes.stage import RunRequest
+    from beit.recipes.train import pretrain
+
+    return pretrain(recipe, RunRequest.from_options(options), options.tokenizer)
+
+
+def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.named_downstream import classify_recipe
+    from beit.recipes.overrides import apply_overrides
+
+    words = [*_shorthand(options), *options.overrides]
+    recipe = apply_overrides(classify_recipe(options.recipe), words, flags(options))
+    if launched(options):
+        return None
+    from beit.recipes.classify import classify
+    from beit.recipes.stage import RunRequest
+
+    return classify(recipe, RunRequest.from_options(options), options.init)
+
+
+def _shorthand(options: argparse.Namespace) -> list[str]:
+    """Recipe fields that have a flag of their own, as dotted names."""
+    words = []
+    if options.image_size is not None:
+        words.append(f"--encoder.image_size=[{options.image_size},{options.image_size}]")
+    if options.patience is not None:
+        words.append(f"--patience={options.patience}")
+    return words

@@ -1,0 +1,90 @@
+"""Commands that use a trained model."""
+
+import argparse
+import sys
+from typing import Any
+
+from beit.cli.arguments import SOURCES, add_command
+from beit.cli.training import add_devices, launched
+
+MODELS = "a run of `beit classify` (or its best), a model folder, or other people's weights"
+
+
+def add(commands: Any) -> None:
+    """Add `evaluate`, `predict` and `convert`."""
+    _evaluate(commands)
+    _predict(commands)
+    _convert(commands)
+
+
+def _evaluate(commands: Any) -> None:
+    evaluate = add_command(commands, "evaluate", "measure a trained model", _run_evaluate)
+    evaluate.add_argument("model", metavar="CKPT", help=MODELS)
+    evaluate.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
+    evaluate.add_argument("--split", choices=("train", "val", "test", "all"), default="val")
+    evaluate.add_argument("--out", metavar="FILE", help="write the whole result as JSON")
+    add_devices(evaluate)
+
+
+def _predict(commands: Any) -> None:
+    text = "name what is on pictures: labels with probabilities"
+    predict = add_command(commands, "predict", text, _run_predict)
+    predict.add_argument("model", metavar="CKPT", help=MODELS)
+    predict.add_argument(
+        "pictures", metavar="PICTURES", nargs="+", help="files, folders or patterns"
+    )
+    predict.add_argument("--top", type=int, default=1, metavar="N", help="classes a picture (1)")
+    predict.add_argument("--lines", action="store_true", help="JSON lines instead of a table")
+    predict.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
+
+
+def _convert(commands: Any) -> None:
+    text = "take other people's weights in, or write ours for their programs"
+    convert = add_command(commands, "convert", text, _run_convert)
+    convert.add_argument(
+        "source", metavar="IN", help="a folder, a .pth, a .safetensors, or DALL-E's encoder.pkl"
+    )
+    convert.add_argument("target", metavar="OUT", help="folder or file to make")
+    formats = ("beit", "reference", "transformers", "timm")
+    convert.add_argument("--to", required=True, choices=formats, help="whose program is to read it")
+    convert.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="if no square")
+    convert.add_argument("--heads", type=int, metavar="N", help="attention heads, if nothing says")
+    convert.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    convert.add_argument("--encoder-only", action="store_true", help="leave the head out")
+
+
+def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
+    if launched(options):
+        return None
+    from beit.recipes.evaluating import evaluate
+    from beit.recipes.stage import device_of
+
+    return evaluate(
+        options.model,
+        options.data,
+        split=options.split,
+        device=device_of(options),
+        out=options.out,
+        quiet=options.json,
+    )
+
+
+def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.predicting import predict
+
+    return predict(
+        options.model, options.pictures, top=options.top, lines=options.lines, device=options.device
+    )
+
+
+def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.conversion import Options, convert
+
+    size = None if options.image_size is None else (options.image_size[0], options.image_size[1])
+    wanted = Options(size, options.heads, options.ema, options.encoder_only)
+    result = convert(options.source, options.target, options.to, wanted)
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if not options.json:
+        print(f"{result['from']} -> {result['to']}: {result['out']}")
+    return result

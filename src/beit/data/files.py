@@ -1,0 +1,68 @@
+"""Pictures that were named one by one: files, folders and patterns, as a source."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from beit.data.decode import decode, read_bytes
+from beit.data.index import FolderSource, picture_suffix
+from beit.data.naming import encode_path, printable
+from beit.errors import UserError
+
+
+class FileList:
+    """Pictures by their paths, unlabelled, in the order given."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, paths: Sequence[bytes]) -> None:
+        self.paths = tuple(paths)
+        self.name = f"{len(self.paths)} pictures"
+        self.fingerprint = hashlib.sha256(b"\0".join(self.paths)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int, /) -> Image.Image:
+        """Decode picture `index`; raises `BadPicture`."""
+        return decode(read_bytes(self.paths[index]))
+
+    def identity(self, index: int, /) -> str:
+        """The path as one line of printable text."""
+        return printable(self.paths[index])
+
+    def label(self, index: int, /) -> int:
+        """Nothing is known of it."""
+        del index
+        return -1
+
+
+def named_files(words: Sequence[str]) -> FileList:
+    """Find the pictures that files, folders and patterns (`photos/*.jpg`) name.
+
+    A file is taken whatever it is called; of a folder all pictures below it, in the order of their
+    paths. A picture named twice is taken once.
+
+    Raises:
+        UserError: A word names nothing.
+    """
+    paths = dict.fromkeys(path for word in words for path in _found(word))
+    return FileList(list(paths))
+
+
+def _found(word: str) -> Iterator[bytes]:
+    path = encode_path(word)
+    if os.path.isdir(path):
+        folder = FolderSource(path, "all")
+        yield from (os.path.join(path, folder.path(place)) for place in range(len(folder)))
+    elif os.path.lexists(path):
+        yield path
+    else:
+        matches = [os.fsencode(name) for name in sorted(glob.glob(word, recursive=True))]
+        pictures = [name for name in matches if picture_suffix(os.path.basename(name))]
+        if not pictures:
+            raise UserError(f"{printable(path)} names no picture: no such file, folder or pattern")
+        yield from pictures

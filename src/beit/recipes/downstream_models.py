@@ -1,0 +1,164 @@
+"""What a recipe of fine-tuning says: classification and segmentation (facts of section 3)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from beit.recipes.models import (
+    DataRecipe,
+    EncoderRecipe,
+    EngineRecipe,
+    Frozen,
+    OptimRecipe,
+    PretrainRecipe,
+    TokenizerRecipe,
+    ViewRecipe,
+)
+
+
+class ClassifyViewRecipe(ViewRecipe):
+    """How a labelled picture becomes a view."""
+
+    jitter: float = Field(0.0, ge=0, le=1, description="brightness, contrast, saturation strength")
+    auto_augment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="RandAugment, as timm writes it; null for none"
+    )
+    erasing: float = Field(0.25, ge=0, le=1, description="share of the views with an erased box")
+    centre_share: float = Field(
+        224 / 256, gt=0, le=1, description="of the sides, that the crop for evaluation keeps"
+    )
+
+
+class LabelledDataRecipe(DataRecipe):
+    """How labelled pictures are read."""
+
+    labels: str | int = Field(
+        "all", description="labels to learn from: all, 10% of each class, or 50/class"
+    )
+
+
+class TuningRecipe(Frozen):
+    """What is put on top, and how rates fall towards the input."""
+
+    pool: Literal["mean", "special"] = Field(
+        "mean", description="what is classified: the mean of the patches, or the special token"
+    )
+    layer_decay: float = Field(
+        0.65, gt=0, le=1, description="rates fall by this from layer to layer; 1 for none"
+    )
+    initial_factor: float = Field(0.001, gt=0, description="shrinks the classifier's first weights")
+
+
+class MixingRecipe(Frozen):
+    """Mixing pictures and softening labels."""
+
+    mixup: float = Field(0.8, ge=0, description="alpha of Mixup; 0 for none")
+    cutmix: float = Field(1.0, ge=0, description="alpha of CutMix; 0 for none")
+    switch: float = Field(0.5, ge=0, le=1, description="how often CutMix, where both are on")
+    probability: float = Field(1.0, ge=0, le=1, description="share of the steps that mix")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of a label spread over all classes"
+    )
+
+
+class ClassifyRecipe(Frozen):
+    """Fine-tuning for classification (paper, sections 2.6 and 3.1)."""
+
+    name: str = Field(description="the recipe's name")
+    encoder: EncoderRecipe
+    tuning: TuningRecipe = TuningRecipe()
+    mixing: MixingRecipe = MixingRecipe()
+    views: ClassifyViewRecipe = ClassifyViewRecipe()
+    data: LabelledDataRecipe = LabelledDataRecipe()
+    optim: OptimRecipe
+    engine: EngineRecipe = EngineRecipe()
+    patience: int | None = Field(
+        None, gt=0, description="stop after so many evaluations without a better one"
+    )
+
+    @model_validator(mode="after")
+    def _even(self) -> "ClassifyRecipe":
+        if (self.mixing.mixup or self.mixing.cutmix) and self.optim.batch % 2:
+            raise ValueError(
+                f"optim.batch {self.optim.batch} is odd, but pictures are mixed in pairs; make it "
+                "even or set mixing.mixup and mixing.cutmix to 0"
+            )
+        return self
+
+
+class JointViewRecipe(Frozen):
+    """How a picture and its mask become a view."""
+
+    short_side: int = Field(512, gt=0, description="pixels that pictures are brought to first")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="random size, times short_side")
+    flip: bool = Field(True, description="mirror half of the views left to right")
+    jitter: float = Field(0.4, ge=0, le=1, description="brightness, contrast, saturation strength")
+    most_of_one_class: float = Field(
+        0.75, gt=0, le=1, description="crops with more of one class are drawn again, ten times"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "JointViewRecipe":
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be two positive factors, low and high")
+        return self
+
+
+class DecoderRecipe(Frozen):
+    """What turns tokens into a mask."""
+
+    kind: Literal["pup", "upernet"] = Field(
+        "pup", description="pup: progressive upsampling (the paper's); upernet: the reference's"
+    )
+    channels: int = Field(256, gt=0, description="width of the decoder")
+    layers: tuple[int, ...] | None = Field(
+        None, description="blocks that are read, from 0; null picks them by depth"
+    )
+    auxiliary: float = Field(
+        0.4, ge=0, description="weight of the auxiliary head's loss; 0 leaves the head out"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the decoder's last features")
+    norm: Literal["batch", "group"] = Field(
+        "batch", description="normalisation; group where batches are small"
+    )
+
+
+class InferenceRecipe(Frozen):
+    """How a whole picture is segmented."""
+
+    mode: Literal["whole", "slide"] = Field(
+        "slide", description="whole: squeezed to the model's size; slide: windows of it"
+    )
+    stride_share: float = Field(2 / 3, gt=0, le=1, description="step of the windows, of their size")
+    scales: tuple[float, ...] = Field((1.0,), description="sizes, times short_side, averaged")
+    flip: bool = Field(False, description="average with the mirrored picture")
+
+
+class MaskedDataRecipe(DataRecipe):
+    """How pictures and masks are read."""
+
+    reduce_zero_label: bool = Field(
+        False, description="mask value 0 is ignored and the others move down by one (ADE20K)"
+    )
+
+
+class SegmentRecipe(Frozen):
+    """Fine-tuning for semantic segmentation (paper, section 3.2)."""
+
+    name: str = Field(description="the recipe's name")
+    encoder: EncoderRecipe
+    decoder: DecoderRecipe = DecoderRecipe()
+    layer_decay: float = Field(
+        0.65, gt=0, le=1, description="rates fall by this from layer to layer; 1 for none"
+    )
+    views: JointViewRecipe = JointViewRecipe()
+    inference: InferenceRecipe = InferenceRecipe()
+    data: MaskedDataRecipe = MaskedDataRecipe()
+    optim: OptimRecipe
+    engine: EngineRecipe = EngineRecipe()
+    patience: int | None = Field(
+        None, gt=0, description="stop after so many evaluations without a better one"
+    )
+
+
+Recipe = TokenizerRecipe | PretrainRecipe | ClassifyRecipe | SegmentRecipe

@@ -1,0 +1,55 @@
+"""Reading a model that is to be used: a classifier or a segmenter, ours or converted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beit.data.views import ViewSettings
+from beit.errors import UserError
+from beit.nn.classifier import Classifier
+from beit.nn.heads import ClassifierHead
+from beit.recipes import saved_models
+from beit.recipes.initial import read_initial
+
+Usable = Classifier
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model with what its folder says of it."""
+
+    model: Usable
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def views(self) -> ViewSettings:
+        """How a picture is cut for it."""
+        share = float(self.facts.get("view", {}).get("centre_share", 224 / 256))
+        size = self.model.encoder.config.image_size
+        return ViewSettings(patch_view=size, random=False, centre_share=share)
+
+
+def read_finished(spec: str | Path) -> Finished:
+    """Read a model that predicts something people can read.
+
+    Args:
+        spec: A run of `beit classify` or `beit segment` (or its `best`), a model folder, or other
+            people's weights with a classifier.
+
+    Raises:
+        UserError: It holds no such model.
+    """
+    path = Path(spec)
+    if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
+        model = saved_models.load(path)
+        if isinstance(model, Classifier):
+            return Finished(model, facts)
+        raise UserError(
+            f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
+            f"first: beit classify RECIPE --init {spec} ..."
+        )
+    given = read_initial(spec)
+    if not isinstance(given.head, ClassifierHead):
+        raise UserError(f"{spec} has no classifier; fine-tune it first: beit classify ... --init")
+    return Finished(Classifier(given.encoder, given.head, given.labels).eval())

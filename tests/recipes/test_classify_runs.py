@@ -1,0 +1,226 @@
+"""Classification from the command line: what a run leaves, starts from, and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beit.files import sha256_of
+from beit.nn.classifier import Classifier
+from beit.recipes.saved_models import load
+from recipes.fine_tuning_runs import CLASSES, classifying, coloured
+from recipes.recipe_runs import beit, pretraining, rows_of, stopped
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coloured(tmp_path_factory.mktemp("data") / "coloured")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A classifier that tells colours apart."""
+    out = tmp_path_factory.mktemp("learned") / "run"
+    fields: dict[str, Any] = {"optim__steps": 60, "optim__warmup_steps": 5}
+    outcome = beit(*classifying(out, data, engine__evaluate_every=20, **fields))
+    assert outcome.status == 0, outcome.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    assert beit(*pretraining(out, encoder__preset="plus")).status == 0
+    return out
+
+
+def test_learns_and_leaves_everything(learned: Path, data: Path) -> None:
+    result = json.loads((learned / "result.json").read_text())
+    assert result["validation"]["top1"] == 1.0 and result["best"]["top1"] == 1.0
+    assert result["best"]["step"] in (20, 40, 60)
+    model = load(learned)
+    assert isinstance(model, Classifier) and model.labels == CLASSES
+    evaluation = json.loads((learned / "evaluation.json").read_text())
+    assert evaluation["confusion"] == [[5, 0, 0], [0, 5, 0], [0, 0, 5]]
+    assert evaluation["per_class"] == [1, 1, 1] and evaluation["pictures"] == 15
+    assert {"top1", "top5", "loss", "calibration_error"} <= set(rows_of(learned, "val")[0])
+    assert isinstance(load(learned / "best"), Classifier)
+
+
+def test_evaluate_gives_the_run_s_own_numbers(learned: Path, data: Path, tmp_path: Path) -> None:
+    outcome = beit("evaluate", learned, "--data", data, "--json", "--out", tmp_path / "e.json")
+    assert outcome.status == 0, outcome.err
+    run = json.loads((learned / "result.json").read_text())["validation"]
+    for name in ("top1", "top5", "loss", "calibration_error"):
+        assert outcome.result[name] == pytest.approx(run[name], abs=1e-6)
+    assert json.loads((tmp_path / "e.json").read_text()) == outcome.result
+    table = beit("evaluate", learned / "best", "--data", data)
+    assert table.status == 0 and "green" in table.out and "top-1 100.00%" in table.out
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_measures_the_same(
+    learned: Path, data: Path, processes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shares = coloured_less(data, learned.parent / f"less-{processes}")
+    alone = beit("evaluate", learned, "--data", shares, "--json")
+    assert (
+        beit("evaluate", learned, "--data", shares, "--json", "--processes", processes).status == 0
+    )
+    together = json.loads(capfd.readouterr().out.splitlines()[-1])
+    for name, value in alone.result.items():
+        expected = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+        assert together[name] == expected, name
+
+
+def coloured_less(data: Path, folder: Path) -> Path:
+    """The same pictures less one, so that no number of ranks divides them: 14."""
+    shutil.copytree(data, folder)
+    (folder / "val" / "red" / "000.png").unlink()
+    return folder
+
+
+def test_predict_names_what_is_on_pictures(learned: Path, data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    one = data / "val" / "green" / "000.png"
+    outcome = beit("predict", learned, one, data / "val" / "red", bad, "--top", 2, "--lines")
+    assert outcome.status == 0, outcome.err
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [line["labels"][0]["label"] for line in lines] == ["green", *["red"] * 5]
+    assert all(len(line["labels"]) == 2 for line in lines)
+    assert lines[0]["picture"] == str(one) and "bad.png" in outcome.err
+    table = beit("predict", learned, str(data / "val" / "*" / "001.png"))
+    assert [line.split()[1] for line in table.out.splitlines()] == list(CLASSES)
+    refused = beit("predict", learned, bad)
+    assert refused.status == 2 and "could be read" in refused.complaint
+    refused = beit("predict", learned, tmp_path / "nothing-*.png")
+    assert refused.status == 2 and "names no picture" in refused.complaint
+
+
+def test_starts_from_a_pretraining(pretrained: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    outcome = beit(*classifying(out, data, pretrained, optim__lr=1e-9))
+    assert outcome.status == 0, outcome.err
+    assert "weights used; not used: 4 of its head" in outcome.err
+    record = json.loads((out / "initial.json").read_text())
+    assert set(record["not_used"]) == {f"head.{n}" for n in ("norm.weight", "norm.bias")} | {
+        f"head.output.{n}" for n in ("weight", "bias")
+    }
+    before, after = (
+        load_file(pretrained / "model.safetensors"),
+        load_file(out / "model.safetensors"),
+    )
+    name = "encoder.blocks.1.mlp.0.weight"
+    name = name if name in before else next(n for n in before if "blocks.1" in n)
+    torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
+    tables = [n for n in after if n.endswith("bias_table")]
+    assert len(tables) == 2  # one shared table became one for each layer
+
+
+def test_a_classifier_is_a_start_too_and_keeps_its_head_for_the_same_classes(
+    learned: Path, data: Path, tmp_path: Path
+) -> None:
+    """Higher resolution: accuracy does not fall at once (paper, section 3.1)."""
+    out = tmp_path / "run"
+    fields = {"optim__lr": 1e-9, "optim__steps": 1}
+    outcome = beit(*classifying(out, data, learned, **fields), "--image-size", "24")
+    assert outcome.status == 0, outcome.err
+    assert "positions resized" in outcome.err and "not used" not in outcome.err
+    model = load(out)
+    assert isinstance(model, Classifier) and model.encoder.config.image_size == (24, 24)
+    assert json.loads((out / "result.json").read_text())["validation"]["top1"] >= 0.9
+    other = coloured(tmp_path / "other", classes=("a", "b"))
+    outcome = beit(*classifying(tmp_path / "two", other, learned, **fields))
+    assert outcome.status == 0 and "not used: 4 of its head" in outcome.err
+
+
+def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:
+    fields = {
+        "encoder__drop_path": 0.1,
+        "mixing__mixup": 0.8,
+        "mixing__cutmix": 1.0,
+        "views__erasing": 0.5,
+        "optim__ema": 0.9,
+    }
+    for step in (2, 5):
+        run = tmp_path / f"run-{step}"
+        words = classifying(run, data, **fields)
+        assert stopped(words, "ClassifyTask", step).status == 143
+        assert beit(*words, "--resume").status == 0
+    assert beit(*classifying(tmp_path / "whole", data, **fields)).status == 0
+    for run in (tmp_path / "run-2", tmp_path / "run-5"):
+        for name in ("model.safetensors", "metrics.jsonl", "evaluation.json"):
+            assert sha256_of(run / name) == sha256_of(tmp_path / "whole" / name), (run, name)
+        assert sha256_of(run / "best" / "model.safetensors") == sha256_of(
+            tmp_path / "whole" / "best" / "model.safetensors"
+        )
+
+
+def test_patience_stops_and_keeps_the_best(data: Path, tmp_path: Path) -> None:
+    fields = {"optim__lr": 1e-9, "optim__steps": 40, "engine__evaluate_every": 2}
+    outcome = beit(*classifying(tmp_path / "run", data, **fields), "--patience", 3)
+    assert outcome.status == 0, outcome.err
+    assert outcome.result["steps"] == 8  # the best is that of step 2, then three in vain
+    assert "no better top1" in outcome.result["stopped_early"]
+    assert outcome.result["best"]["step"] == 2
+
+
+def test_few_labels_are_drawn_by_the_seed(data: Path, tmp_path: Path) -> None:
+    for name, amount in (("share", "25%"), ("number", "2/class")):
+        out = tmp_path / name
+        outcome = beit(*classifying(out, data, data__labels=amount))
+        assert outcome.status == 0, outcome.err
+        assert json.loads((out / "source.json").read_text())["pictures"] == 6
+    same = [sha256_of(tmp_path / name / "model.safetensors") for name in ("share", "number")]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data__labels": "9/class"}, ["9/class", "8 pictures"]),
+        ({"data__labels": "lots"}, ["lots", "10%"]),
+        ({"mixing__mixup": 0.8, "optim__batch": 9}, ["optim.batch", "even"]),
+        ({"encoder__heads": 3}, ["heads"]),
+    ],
+)
+def test_refusals_before_anything_is_made(
+    data: Path, tmp_path: Path, fields: dict[str, Any], words: list[str]
+) -> None:
+    outcome = beit(*classifying(tmp_path / "run", data, **fields))
+    assert outcome.status == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert all(word in outcome.complaint for word in words), outcome.complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_init_of_another_shape_is_refused(pretrained: Path, data: Path, tmp_path: Path) -> None:
+    outcome = beit(*classifying(tmp_path / "run", data, pretrained, encoder__width=32))
+    assert outcome.status == 2 and "width is 16, not 32" in outcome.complaint
+    outcome = beit(*classifying(tmp_path / "run", data, tmp_path / "nothing"))
+    assert outcome.status == 2 and "--init none" in outcome.complaint
+    outcome = beit(*classifying(tmp_path / "run", data, pretrained / "tokenizer"))
+    assert outcome.status == 2 and "tokenizer" in outcome.complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_from_another_init_is_refused(data: Path, learned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert beit(*classifying(run, data)).status == 0
+    outcome = beit(*classifying(run, data, learned), "--resume")
+    assert outcome.status == 2 and "began from none" in outcome.complaint
+
+
+def test_a_model_that_predicts_no_class_is_refused(pretrained: Path, data: Path) -> None:
+    outcome = beit("evaluate", pretrained, "--data", data)
+    assert outcome.status == 2 and "fine-tune it first" in outcome.complaint
+
+
+def test_unknown_classes_are_refused(learned: Path, tmp_path: Path) -> None:
+    other = coloured(tmp_path / "other", classes=("blue", "violet"))
+    outcome = beit("evaluate", learned, "--data", other)
+    assert outcome.status == 2 and "'violet'" in outcome.complaint
