@@ -10,7 +10,7 @@ from torch import nn
 
 from beit.errors import UserError
 from beit.files import atomic_write_text
-from beit.interop.models import read_model
+from beit.interop import hub, timm_models
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
@@ -44,13 +44,16 @@ def read_initial(spec: str | Path) -> Initial:
     """Read a model to start from.
 
     Args:
-        spec: A run or model folder of ours, a transformers folder, or a `.pth`, `.pt` or
-            `.safetensors` file.
+        spec: A run or model folder of ours, a transformers folder, a `.pth`, `.pt` or
+            `.safetensors` file, `timm:NAME`, or `hf://owner/name`.
 
     Raises:
         UserError: There is nothing there, or nothing with an encoder in it.
     """
-    path = Path(spec)
+    if str(spec).startswith(timm_models.PREFIX):
+        model = timm_models.read_timm(spec)
+        return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
+    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if not path.exists():
         raise UserError(
             f"there is no {spec} to start from; give a finished run, a model folder or a weight "
@@ -60,7 +63,7 @@ def read_initial(spec: str | Path) -> Initial:
         encoder, head = saved_models.load_encoder_and_head(path)
         labels = tuple(saved_models.read_config(path).get("labels", ()))
         return Initial(encoder, head, labels=labels)
-    model = read_model(path)
+    model = timm_models.read_timm(path)
     return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
 
 
