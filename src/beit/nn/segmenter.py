@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Segmenter(nn.Module):
         config: What the decoder is made of.
         decoder: Reads the named layers.
         auxiliary: Reads the last but one of the decoder's maps; None leaves it out.
+        labels: What the classes are called, in the order of the logits; empty when not known.
     """
 
     def __init__(
@@ -41,12 +43,15 @@ class Segmenter(nn.Module):
         config: DecoderConfig,
         decoder: ProgressiveUpsampling | UPerNet,
         auxiliary: ConvolutionalHead | None,
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = config
         self.decoder = decoder
         self.auxiliary = auxiliary
+        self.labels = tuple(labels)
+        assert len(self.labels) in (0, config.classes), (len(self.labels), config.classes)
 
     @property
     def classes(self) -> int:
@@ -106,8 +111,15 @@ class Segmenter(nn.Module):
         )
 
 
-def build_segmenter(encoder: Encoder, config: DecoderConfig) -> Segmenter:
+def build_segmenter(
+    encoder: Encoder, config: DecoderConfig, labels: Sequence[str] = ()
+) -> Segmenter:
     """Put a fresh decoder on an encoder.
+
+    Args:
+        encoder: Kept as it is, not copied.
+        config: What the decoder is made of.
+        labels: What the classes are called, where known.
 
     Raises:
         UserError: The decoder reads layers that the encoder has not, or a grid that is too small.
@@ -126,4 +138,4 @@ def build_segmenter(encoder: Encoder, config: DecoderConfig) -> Segmenter:
     for part in (decoder, auxiliary):
         if part is not None:
             initialise_decoder_(part)
-    return Segmenter(encoder, config, decoder, auxiliary)
+    return Segmenter(encoder, config, decoder, auxiliary, labels)
