@@ -105,21 +105,18 @@ class JointViewRecipe(Frozen):
 
 
 class DecoderRecipe(Frozen):
-    """What turns tokens into a mask."""
+    """What turns tokens into a mask; null takes the sources' choice for the encoder."""
 
     kind: Literal["pup", "upernet"] = Field(
         "pup", description="pup: progressive upsampling (the paper's); upernet: the reference's"
     )
-    channels: int = Field(256, gt=0, description="width of the decoder")
-    layers: tuple[int, ...] | None = Field(
-        None, description="blocks that are read, from 0; null picks them by depth"
-    )
-    auxiliary: float = Field(
-        0.4, ge=0, description="weight of the auxiliary head's loss; 0 leaves the head out"
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="of the decoder's last features")
+    channels: int | None = Field(None, gt=0, description="features of its convolutions")
+    layers: tuple[int, ...] | None = Field(None, description="blocks that are read, from 0")
+    auxiliary: bool | None = Field(None, description="a second, shallow head in training")
+    auxiliary_weight: float = Field(0.4, ge=0, description="of that head's loss")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the last channels dropped")
     norm: Literal["batch", "group"] = Field(
-        "batch", description="normalisation; group where batches are small"
+        "batch", description="batch as the reference; group where micro-batches are small"
     )
 
 

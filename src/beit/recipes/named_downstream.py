@@ -232,7 +232,7 @@ def segment_digits() -> SegmentRecipe:
         encoder=EncoderRecipe(
             size="digits", preset="paper", image_size=(32, 32), patch_size=(4, 4), drop_path=0.0
         ),
-        decoder=DecoderRecipe(channels=32, dropout=0.0),
+        decoder=DecoderRecipe(channels=32, dropout=0.0, norm="group"),
         layer_decay=1.0,
         views=JointViewRecipe(short_side=32, scale=(0.8, 1.25), jitter=0.0),
         data=MaskedDataRecipe(workers=0),
@@ -250,7 +250,7 @@ def segment_tiny() -> SegmentRecipe:
         encoder=EncoderRecipe(
             size="tiny", preset="plus", image_size=(128, 128), patch_size=(8, 8), drop_path=0.05
         ),
-        decoder=DecoderRecipe(channels=64),
+        decoder=DecoderRecipe(channels=64, norm="group"),
         layer_decay=0.85,
         views=JointViewRecipe(short_side=180, scale=(0.75, 1.5)),
         optim=OptimRecipe(
@@ -290,7 +290,7 @@ def segment_base() -> SegmentRecipe:
     return SegmentRecipe(
         name="base",
         encoder=EncoderRecipe(size="base", preset="paper", image_size=(512, 512)),
-        decoder=DecoderRecipe(channels=256),
+        decoder=DecoderRecipe(),
         data=MaskedDataRecipe(reduce_zero_label=True),
         optim=OptimRecipe(
             lr=1e-3,
@@ -312,7 +312,6 @@ def segment_base_upernet() -> SegmentRecipe:
         "name": "base-upernet",
         "encoder.preset": "plus",
         "decoder.kind": "upernet",
-        "decoder.channels": 768,
         "optim.lr": 7e-4,
     }
     return replace(segment_base(), changes)

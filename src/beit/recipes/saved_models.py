@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from beit.errors import UserError
 from beit.files import atomic_write_bytes, atomic_write_text
 from beit.nn.classifier import Classifier
+from beit.nn.decoder_config import decoder_config_from
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
 
-Model = DiscreteVAE | MaskedImageModel | Classifier | Encoder
+Model = DiscreteVAE | MaskedImageModel | Classifier | Segmenter | Encoder
 Head = MaskedTokenHead | MaskedPixelHead | ClassifierHead
 
 KIND = "masked-image-model"
 CLASSIFIER_KIND = "classifier"
+SEGMENTER_KIND = "segmenter"
 ENCODER_KIND = "encoder"  # other people's backbones; ours come with their head
 _TUPLES = ("image_size", "patch_size")
 
@@ -56,6 +59,19 @@ def save_classifier(folder: Path, model: Classifier, facts: Mapping[str, Any]) -
         "format": 1,
         "encoder": asdict(model.encoder.config),
         "head": {"classes": model.classes, "pool": model.head.pool},
+        "labels": list(model.labels),
+        **facts,
+    }
+    _write(folder, model, described)
+
+
+def save_segmenter(folder: Path, model: Segmenter, facts: Mapping[str, Any]) -> None:
+    """Write a segmenter; `facts` (its recipe's name, how pictures are cut) go into config.json."""
+    described = {
+        "kind": SEGMENTER_KIND,
+        "format": 1,
+        "encoder": asdict(model.encoder.config),
+        "decoder": asdict(model.config),
         "labels": list(model.labels),
         **facts,
     }
@@ -94,6 +110,8 @@ def load(path: str | Path) -> Model:
         return encoder.eval()
     if kind == CLASSIFIER_KIND:
         return _classifier(folder, config).eval()
+    if kind == SEGMENTER_KIND:
+        return _segmenter(folder, config).eval()
     if kind != KIND:
         raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
     return _masked_image_model(folder, config).eval()
@@ -109,8 +127,14 @@ def load_masked_image_model(path: str | Path) -> MaskedImageModel:
 
 def what(model: Model) -> str:
     """What a model is, in words."""
-    names = {DiscreteVAE: "a tokenizer", Encoder: "an encoder without a head"}
-    return names.get(type(model), "a classifier")
+    names = {
+        DiscreteVAE: "a tokenizer",
+        Encoder: "an encoder without a head",
+        MaskedImageModel: "a pre-trained model",
+        Classifier: "a classifier",
+        Segmenter: "a segmenter",
+    }
+    return names[type(model)]
 
 
 def load_encoder_and_head(path: str | Path) -> tuple[Encoder, Head | None]:
@@ -118,7 +142,9 @@ def load_encoder_and_head(path: str | Path) -> tuple[Encoder, Head | None]:
     model = load(path)
     if isinstance(model, DiscreteVAE):
         raise UserError(f"{path} holds a tokenizer; a model with an encoder is wanted")
-    return (model, None) if isinstance(model, Encoder) else (model.encoder, model.head)
+    if isinstance(model, Encoder):
+        return model, None
+    return model.encoder, None if isinstance(model, Segmenter) else model.head
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -187,6 +213,24 @@ def _classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
             f"{len(labels)} labels, pool {pool!r}"
         )
     model = Classifier(Encoder(encoder), ClassifierHead(encoder.width, classes, pool), labels)
+    load_weights(model, folder / "model.safetensors")
+    return model
+
+
+def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
+    encoder = _encoder_config(folder, config)
+    try:
+        decoder = decoder_config_from(config["decoder"])
+        labels = tuple(str(label) for label in config["labels"])
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not describe a segmenter: {error}"
+        ) from error
+    if len(labels) not in (0, decoder.classes):
+        raise UserError(
+            f"{folder / 'config.json'} names {len(labels)} of {decoder.classes} classes"
+        )
+    model = build_segmenter(Encoder(encoder), decoder, labels)
     load_weights(model, folder / "model.safetensors")
     return model
 
