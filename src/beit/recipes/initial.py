@@ -11,9 +11,12 @@ from torch import nn
 from beit.errors import UserError
 from beit.files import atomic_write_text
 from beit.interop import hub, timm_models
+from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
+from beit.nn.decoder_config import DecoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
+from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.build import INITIALISATION_STREAM, encoder_config_of
 from beit.recipes.models import EncoderRecipe
@@ -30,6 +33,7 @@ class Initial:
         head: What stood on top of it, if anything.
         layout: Whose names the file used; "beit" for ours.
         labels: The classes of a classifier or segmenter, where known.
+        decoder: What a segmenter's head is made of.
         notes: What was assumed or left out on the way.
     """
 
@@ -38,6 +42,7 @@ class Initial:
     layout: str = "beit"
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    decoder: DecoderConfig | None = None
 
 
 def read_initial(spec: str | Path) -> Initial:
@@ -60,11 +65,20 @@ def read_initial(spec: str | Path) -> Initial:
             f"file, or `--init {NOTHING}` to train from scratch"
         )
     if path.is_dir() and "kind" in saved_models.read_config(path):
-        encoder, head = saved_models.load_encoder_and_head(path)
-        labels = tuple(saved_models.read_config(path).get("labels", ()))
-        return Initial(encoder, head, labels=labels)
+        return _ours(path)
     model = timm_models.read_timm(path)
     return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
+
+
+def _ours(path: Path) -> Initial:
+    model = saved_models.load(path)
+    if isinstance(model, Segmenter):
+        parts = {"decoder": model.decoder, "auxiliary": model.auxiliary}
+        head = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        return Initial(model.encoder, head, labels=model.labels, decoder=model.config)
+    if isinstance(model, Classifier):
+        return Initial(model.encoder, model.head, labels=model.labels)
+    return Initial(*saved_models.load_encoder_and_head(path))
 
 
 @dataclass
