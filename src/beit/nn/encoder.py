@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         last = self._block_number(-1 if until is None else until)
         assert read is None or last not in wanted, "the last block is not whole"
         assert max(wanted, default=0) <= last, "a layer is wanted that does not run"
-        scales = self._branch_scales(len(images), path_draws)
+        scales = self._branch_scales(images.shape[0], path_draws)
         tokens, shared_bias = self._embed(images, mask), self._shared_bias()
         outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self._blocks()[: last + 1]):

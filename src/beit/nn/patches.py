@@ -75,6 +75,7 @@ class Embeddings(nn.Module):
         patches = patches.to(self.special_token.dtype)  # the residual stream is not autocast
         if mask is not None:
             patches = torch.where(mask.flatten(1).unsqueeze(2), self.mask_embedding, patches)
-        special = self.special_token.expand(len(images), -1, -1)
+        # Not len(): torch.export would take the number of images for a constant.
+        special = self.special_token.expand(images.shape[0], -1, -1)
         tokens = torch.cat((special, patches), dim=1)
         return tokens if self.positions is None else tokens + self.positions
