@@ -73,11 +73,7 @@ def to_transformers(
             tables the wrong way round and cannot add its absolute positions.
     """
     config, ours = encoder.config, state_of(encoder, head)
-    if config.image_size[0] != config.image_size[1] or config.patch_size[0] != config.patch_size[1]:
-        raise UserError(
-            "transformers' BEiT works on square pictures and patches only, and this model has "
-            f"pictures of {config.image_size[0]}x{config.image_size[1]}; write it for timm instead"
-        )
+    require_square(config)
     kind = _kind(head, ours)
     theirs, notes = _written(TRANSFORMERS, config, ours, kind), []
     architecture = "BeitForMaskedImageModeling"
@@ -89,13 +85,22 @@ def to_transformers(
         theirs["pooler.layernorm.weight"] = torch.ones(config.width)
         theirs["pooler.layernorm.bias"] = torch.zeros(config.width)
         notes.append("BeitModel's pooler got a LayerNorm as it is before training: ours has none")
-    described = _hub_config(config, head, kind, labels) | {"architectures": [architecture]}
+    described = hub_config(config, head, kind, labels) | {"architectures": [architecture]}
     files = {
         "model.safetensors": save(theirs, {"format": "pt"}),
-        "config.json": _json(described),
-        "preprocessor_config.json": _json(_processor(config)),
+        "config.json": as_json(described),
+        "preprocessor_config.json": as_json(hub_processor(config)),
     }
     return Exported(files, tuple(notes))
+
+
+def require_square(config: EncoderConfig) -> None:
+    """Refuse what transformers' BEiT computes wrongly or not at all."""
+    if config.image_size[0] != config.image_size[1] or config.patch_size[0] != config.patch_size[1]:
+        raise UserError(
+            "transformers' BEiT works on square pictures and patches only, and this model has "
+            f"pictures of {config.image_size[0]}x{config.image_size[1]}; write it for timm instead"
+        )
 
 
 def to_timm(encoder: Encoder, head: Head | MaskedPixelHead | None) -> Exported:
@@ -165,9 +170,10 @@ def _back(table: dict[str, str], depth: int) -> list[str]:
     ]
 
 
-def _hub_config(
+def hub_config(
     config: EncoderConfig, head: Head | MaskedPixelHead | None, kind: str, labels: Sequence[str]
 ) -> dict[str, Any]:
+    """What transformers' config.json says of an encoder and its head."""
     described: dict[str, Any] = {
         "model_type": "beit",
         "image_size": config.image_size[0],
@@ -192,16 +198,27 @@ def _hub_config(
     if isinstance(head, MaskedTokenHead):
         described["vocab_size"] = head.vocabulary
     if isinstance(head, ClassifierHead):
-        count = head.output.out_features
-        names = list(labels) or [f"LABEL_{number}" for number in range(count)]
-        if len(names) != count:
-            raise UserError(f"{len(names)} labels were given for {count} classes")
-        described["id2label"] = {str(number): name for number, name in enumerate(names)}
-        described["label2id"] = {name: number for number, name in enumerate(names)}
+        described |= hub_labels(head.output.out_features, labels)
     return described
 
 
-def _processor(config: EncoderConfig) -> dict[str, Any]:
+def hub_labels(count: int, labels: Sequence[str]) -> dict[str, Any]:
+    """The classes' names in transformers' config.json; it makes some up where there are none.
+
+    Raises:
+        UserError: There are more or fewer names than classes.
+    """
+    names = list(labels) or [f"LABEL_{number}" for number in range(count)]
+    if len(names) != count:
+        raise UserError(f"{len(names)} labels were given for {count} classes")
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def hub_processor(config: EncoderConfig) -> dict[str, Any]:
+    """What transformers' image processor is to do to pictures."""
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
@@ -238,5 +255,6 @@ def _timm_arguments(
     }
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def as_json(value: dict[str, Any]) -> bytes:
+    """A JSON file's bytes."""
     return (json.dumps(value, indent=2) + "\n").encode()

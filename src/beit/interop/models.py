@@ -22,12 +22,14 @@ from beit.interop.names import (
 )
 from beit.interop.normalisation import IMAGENET, Normalisation, fold, normalisation_from
 from beit.interop.plain_vit import completed, reason_against
+from beit.interop.segmentation import segmenter_on, split_segmenter
 from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
 from beit.interop.unwrap import unwrapped
 from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.position import relative_position_index
+from beit.nn.segmenter import Segmenter
 
 Head = MaskedTokenHead | ClassifierHead
 PROCESSOR = "preprocessor_config.json"
@@ -39,7 +41,8 @@ class ForeignModel:
     """An encoder, its head if it has one, and what was assumed or left out on the way.
 
     `layout` says whose names the file used; `labels` are the classes' names where a file has them;
-    `fed` is what pictures were normalised with, where a file says so.
+    `fed` is what pictures were normalised with, where a file says so; `segmenter` is the whole
+    model, on the same encoder, where the file held one.
     """
 
     encoder: Encoder
@@ -48,6 +51,7 @@ class ForeignModel:
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     fed: Normalisation | None = None
+    segmenter: Segmenter | None = None
 
 
 def read_model(
@@ -74,16 +78,29 @@ def read_model(
     file, hints = Path(path), Hints(image_size, heads)
     labels: tuple[str, ...] = ()
     config_notes: list[str] = []
+    config: dict[str, Any] | None = None
     if file.is_dir():
         config = read_json(file / "config.json")
         hints, labels = _hub_hints(file, config, hints, config_notes)
         file = _hub_weights(file)
-    tensors, prefix, notes = unwrapped(read_tensors(file), str(file), average)
+    read = read_tensors(file)
+    parts = split_segmenter(read, str(file))
+    if parts is not None:
+        read, hints, labels = parts.encoder, parts.adjusted(hints), labels or parts.labels
+    tensors, prefix, notes = unwrapped(read, str(file), average)
     if hints.heads is None and _is_moco_small(prefix, tensors):
         hints = replace(hints, heads=MOCO_SMALL_HEADS)
         notes.append(f"MoCo v3's small model has {MOCO_SMALL_HEADS} attention heads")
     model = model_from_tensors(tensors, hints, str(file))
     notes = [*config_notes, *notes, *model.notes]
+    if parts is not None:
+        parts = replace(parts, labels=labels)
+        segmenter, told = segmenter_on(model.encoder, parts, config, str(file))
+        model, notes, labels = (
+            replace(model, segmenter=segmenter),
+            [*notes, *told],
+            segmenter.labels,
+        )
     return replace(model, notes=tuple(notes), labels=labels, fed=_fed(Path(path)))
 
 
@@ -180,7 +197,8 @@ def _hub_hints(
             float(config.get("layer_scale_init_value", 0.1)),
             float(config.get("drop_path_rate", 0.1)),
         )
-        classifies = "Classification" in str(config.get("architectures"))
+        kind = str(config.get("architectures"))
+        classifies = "Classification" in kind or "Segmentation" in kind
         names = config.get("id2label") if classifies else None
         named = {int(number): str(label) for number, label in (names or {}).items()}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

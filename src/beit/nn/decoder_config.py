@@ -16,6 +16,7 @@ PYRAMID = (4.0, 2.0, 1.0, 0.5)  # with patches of 16 px these are strides of 4, 
 POOLING = (1, 2, 3, 6)
 _STRIDES = (4, 8, 16, 32)
 _PUP_CHANNELS = 256  # SETR's
+_MOST_GRIDS, _LARGEST_GRID = 16, 256  # far beyond any use, so that no file can ask for the moon
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class DecoderConfig:
             raise UserError(f"a decoder's kind is pup or upernet, not {self.kind!r}")
         if self.norm not in get_args(PixelNorm):
             raise UserError(f"a decoder's norm is batch or group, not {self.norm!r}")
-        sizes = (self.classes, self.channels, self.auxiliary_channels, *self.pooling)
-        if min(sizes) < 1 or not self.pooling:
-            raise UserError(f"every size of a decoder must be at least 1: {self}")
+        self._require_sizes()
         if not 0 <= self.dropout < 1:
             raise UserError(f"a decoder's dropout must lie in [0, 1), not {self.dropout}")
         needed = len(self.pyramid) if self.kind == "upernet" else 1 + self.auxiliary
@@ -73,6 +72,16 @@ class DecoderConfig:
         odd = [scale for scale in self.pyramid if not is_power_of_two(scale)]
         if odd or len(self.pyramid) < 2:
             raise UserError(f"a pyramid has two or more powers of two, not {list(self.pyramid)}")
+
+    def _require_sizes(self) -> None:
+        sizes = (self.classes, self.channels, self.auxiliary_channels, *self.pooling)
+        if min(sizes) < 1 or not self.pooling:
+            raise UserError(f"every size of a decoder must be at least 1: {self}")
+        if len(self.pooling) > _MOST_GRIDS or max(self.pooling) > _LARGEST_GRID:
+            raise UserError(
+                f"pyramid pooling has at most {_MOST_GRIDS} grids of at most {_LARGEST_GRID} "
+                f"cells a side, not {list(self.pooling)[:8]}"
+            )
 
 
 def is_power_of_two(scale: float) -> bool:
