@@ -19,6 +19,8 @@ from beit.randomness import sample_generator
 
 # B images, (h, w) patch grid, N = h * w patches, M listed places
 _ATTEMPTS = 10
+_ERASED = (0.02, 1 / 3)  # least and largest share of the area
+_ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 _NO_MASK = "none"
 
 
@@ -80,6 +82,32 @@ def centre_box(size: tuple[int, int], aspect: float, share: float) -> Box:
     w, h = max(1, min(width, round(w * share))), max(1, min(height, round(h * share)))
     left, top = (width - w) // 2, (height - h) // 2
     return Box(left, top, left + w, top + h)
+
+
+def erased_box(
+    generator: np.random.Generator, size: tuple[int, int], probability: float
+) -> Box | None:
+    """Draw the region that random erasing (arXiv:1708.04896) takes, None = none.
+
+    The law is timm's: a uniform share of the area, a log-uniform aspect ratio, ten attempts to find
+    sides shorter than the view's.
+
+    Args:
+        generator: Where the numbers come from; always 41 are taken.
+        size: Height and width of the view.
+        probability: That anything is erased.
+    """
+    height, width = size
+    applied = generator.random() < probability
+    uniform = generator.random((_ATTEMPTS, 4)).tolist()
+    for area_draw, ratio_draw, top_draw, left_draw in uniform if applied else []:
+        area = height * width * (_ERASED[0] + area_draw * (_ERASED[1] - _ERASED[0]))
+        aspect = _ERASED_RATIO[0] * (_ERASED_RATIO[1] / _ERASED_RATIO[0]) ** ratio_draw
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            top, left = int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1))
+            return Box(left, top, left + w, top + h)
+    return None
 
 
 def colour_draws(keys: list[Key], jitter: float, *, flip: bool) -> ColourDraws:

@@ -15,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from beit.data.draws import Box, Key, centre_box, crop_box
+from beit.data.augment import MEAN, STD
+from beit.data.draws import Box, Key, centre_box, crop_box, erased_box
+from beit.data.rand_augment import rand_augment, rand_augmented
 from beit.errors import UserError
 
 
@@ -31,6 +33,8 @@ class ViewSettings:
     flip: bool = True
     random: bool = True  # False: centre crop, no draws
     centre_share: float = 1.0  # of the sides, that the centre crop keeps
+    auto_augment: str | None = None  # timm's words for RandAugment, of the patch view
+    erasing: float = 0.0  # probability that a region of the patch view becomes noise
 
     def __post_init__(self) -> None:
         if self.patch_view is None and self.token_view is None:
@@ -43,6 +47,21 @@ class ViewSettings:
             raise UserError(f"jitter must not be negative, not {self.jitter}")
         if not 0 < self.centre_share <= 1:
             raise UserError(f"the centre's share must lie in (0, 1], not {self.centre_share}")
+        self._refuse_patch_view_changes()
+
+    def _refuse_patch_view_changes(self) -> None:
+        """Refuse RandAugment and erasing that cannot be had."""
+        if not 0 <= self.erasing <= 1:
+            raise UserError(f"the probability of erasing must lie in [0, 1], not {self.erasing}")
+        if self.auto_augment is None and not self.erasing:
+            return
+        if self.patch_view is None or self.token_view is not None:
+            raise UserError(
+                "RandAugment and erasing change the patch view alone: leave them off where a "
+                "tokenizer is to see the same picture"
+            )
+        if self.auto_augment is not None:
+            rand_augment(self.auto_augment, self.patch_view)
 
     @property
     def augments(self) -> bool:
@@ -53,7 +72,10 @@ class ViewSettings:
 def make_views(
     image: Image.Image, settings: ViewSettings, key: Key
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Crop a picture once and resize the crop to each view.
+    """Crop a picture once and resize the crop to each view; augment the patch view.
+
+    Departure: the reference flips before RandAugment and erases last, after normalising. Here flip
+    and jitter are the device's and come after both; the noise is drawn in uint8.
 
     Args:
         image: RGB.
@@ -68,9 +90,37 @@ def make_views(
     pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
     patch_view, token_view = settings.patch_view, settings.token_view
     return (
-        None if patch_view is None else _bicubic(pixels, patch_view),
+        None if patch_view is None else _augmented(_bicubic(pixels, patch_view), settings, key),
         None if token_view is None else _lanczos(pixels, crop, token_view),
     )
+
+
+def _augmented(view: Tensor, settings: ViewSettings, key: Key) -> Tensor:
+    if not settings.random:
+        return view
+    if settings.auto_augment is not None:
+        view = rand_augmented(view, settings.auto_augment, key.generator("rand-augment"))
+    if settings.erasing:
+        view = _erased(view, settings.erasing, key.generator("erasing"))
+    return view
+
+
+def _erased(view: Tensor, probability: float, generator: np.random.Generator) -> Tensor:
+    """Fill a region with noise, normal and of the mean and deviation that normalising expects.
+
+    Departure: what lies outside the range of pixels (3 % of timm's noise) is clipped to it.
+    """
+    height, width = view.shape[1:]
+    box = erased_box(generator, (height, width), probability)
+    if box is None:
+        return view
+    left, top, right, bottom = box
+    normal = generator.standard_normal((bottom - top, right - left, 3), dtype=np.float32)
+    mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    noise = np.rint(255 * (normal * deviation + mean)).clip(0, 255)
+    view = view.clone()
+    view[:, top:bottom, left:right] = torch.from_numpy(noise.astype(np.uint8)).permute(2, 0, 1)
+    return view
 
 
 def _box(image: Image.Image, settings: ViewSettings, key: Key) -> Box:
