@@ -89,7 +89,8 @@ class Segmenter(nn.Module):
         read = self.encoder(images, layers=layers, path_draws=path_draws, until=max(layers))
         grid = self.encoder.config.grid
         maps = [
-            tokens[:, 1:].transpose(1, 2).reshape(len(images), -1, *grid) for tokens in read.layers
+            tokens[:, 1:].transpose(1, 2).reshape(images.shape[0], -1, *grid)
+            for tokens in read.layers
         ]
         features = self.decoder.rescaled(maps)
         own = other = None
