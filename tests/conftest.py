@@ -20,6 +20,14 @@ def imagenette() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    folder = SHARED_DATA / "camvid"
+    if not folder.is_dir():
+        pytest.skip("camvid is not on this machine")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

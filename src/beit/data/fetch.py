@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,11 +37,17 @@ class WatchedReader:
 
     def read(self, index: int) -> Image.Image:
         """As `Source.read`."""
+        with self.watching(index):
+            return self.source.read(index)
+
+    @contextmanager
+    def watching(self, index: int) -> Iterator[None]:
+        """Note that what is done inside is done for picture `index`."""
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
         self.crumbs.reading(slot, index)
         try:
-            return self.source.read(index)
+            yield
         finally:
             self.crumbs.done(slot)
 

@@ -6,20 +6,22 @@ nothing but (seed, positions): not on which worker it was, nor on what came befo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic
 
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit.batch import ImageBatch
 from beit.data.bad_pictures import BadPictureLog
 from beit.data.decode import BadPicture
-from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
+from beit.data.draws import Key, MaskPlan
 from beit.data.fetch import Fetching, WatchedReader, fetch
+from beit.data.joint_views import JointViewSettings
 from beit.data.order import Shares, locate, positions
+from beit.data.pairs import PairSource
+from beit.data.samples import Kind, Pieces, Sample, Views, WholePairs
 from beit.data.sources import Source
-from beit.data.views import ViewSettings, make_views
+from beit.data.views import ViewSettings
 from beit.errors import UserError
 
 _MOST_REPLACEMENTS = 100  # unreadable pictures in a row
@@ -41,16 +43,6 @@ class LoaderSettings:
 
 
 @dataclass(frozen=True)
-class _Fetched:
-    """The pictures of a batch before they are stacked."""
-
-    keys: list[Key]
-    views: list[tuple[Tensor | None, Tensor | None]]
-    labels: list[int]
-    bad: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True)
 class _Item:
     """What a worker sends: a batch, or why there is none."""
 
@@ -64,27 +56,34 @@ class _Item:
 
 
 @dataclass
-class _Batches(Dataset[_Item]):
+class _Batches(Dataset[_Item], Generic[Sample]):
     """Maps a run of positions to a batch. In training a bad picture is replaced, else left out."""
 
-    reader: WatchedReader
-    views: ViewSettings
-    masks: MaskPlan | None
+    kind: Kind[Sample]
     seed: int
     training: bool
 
     @property
     def source(self) -> Source:
         """The pictures."""
-        return self.reader.source
+        return self.kind.reader.source
 
     def __getitem__(self, where: range) -> _Item:
         """The micro-batch of these positions."""
+        kept: list[Key] = []
+        samples: list[Sample] = []
+        bad: list[tuple[int, str]] = []
         try:
-            fetched = self._fetch(self._keys(where))
+            for key in self._keys(where):
+                sample = self._sample(key, bad)
+                if sample is not None:
+                    kept.append(key)
+                    samples.append(sample)
         except UserError as error:
             return _Item(None, refusal=str(error))
-        return _Item(self._stack(fetched) if fetched.keys else None, fetched.bad)
+        if not kept:
+            return _Item(None, tuple(bad))
+        return _Item(replace(self.kind.batch(kept, samples), replaced=tuple(bad)), tuple(bad))
 
     def _keys(self, where: range) -> list[Key]:
         if not self.training:
@@ -93,57 +92,31 @@ class _Batches(Dataset[_Item]):
         places = zip(epochs.tolist(), indices.tolist(), strict=True)
         return [Key(self.seed, epoch, index) for epoch, index in places]
 
-    def _fetch(self, keys: list[Key]) -> _Fetched:
-        kept: list[Key] = []
-        views, labels, bad = [], [], []
-        for key in keys:
-            index: int | None = key.index
-            image, failures = self._read(key.index)
-            if image is None and self.training:
-                image, index = self._replacement(key, failures)
-            bad += failures
-            if image is not None and index is not None:
-                kept.append(key)
-                views.append(make_views(image, self.views, key))
-                labels.append(self.source.label(index))
-        return _Fetched(kept, views, labels, tuple(bad))
-
-    def _read(self, index: int) -> tuple[Image.Image | None, list[tuple[int, str]]]:
+    def _sample(self, key: Key, bad: list[tuple[int, str]]) -> Sample | None:
+        """The sample of a key; None when it is bad and not to be replaced."""
         try:
-            return self.reader.read(index), []
+            return self.kind.sample(key.index, key)
         except BadPicture as error:
-            return None, [(index, error.reason)]
+            bad.append((key.index, error.reason))
+            return self._replacement(key, bad) if self.training else None
 
-    def _replacement(self, key: Key, failures: list[tuple[int, str]]) -> tuple[Image.Image, int]:
+    def _replacement(self, key: Key, bad: list[tuple[int, str]]) -> Sample:
         """Another picture in place of a bad one, drawn by the sample's own key (law 1).
 
         The sample keeps its key, so crop, jitter and mask are those it would have had.
         """
         generator = key.generator("replacement")
+        start = len(bad) - 1
         for _ in range(_MOST_REPLACEMENTS):
             index = int(generator.integers(len(self.source)))
-            image, failure = self._read(index)
-            if image is not None:
-                return image, index
-            failures += failure
+            try:
+                return self.kind.sample(index, key)
+            except BadPicture as error:
+                bad.append((index, error.reason))
+        failures = bad[start:]
         named = "; ".join(f"{self.source.identity(i)} ({reason})" for i, reason in failures[:5])
         raise UserError(
             f"{len(failures)} pictures in a row of {self.source.name} cannot be read: {named}"
-        )
-
-    def _stack(self, fetched: _Fetched) -> ImageBatch:
-        keys = fetched.keys
-        patch_views, token_views = zip(*fetched.views, strict=True)
-        jitter, flip = self.views.jitter, self.views.flip
-        return ImageBatch(
-            index=torch.tensor([key.index for key in keys]),
-            epoch=torch.tensor([key.epoch for key in keys]),
-            patch_view=_stacked(patch_views),
-            token_view=_stacked(token_views),
-            colour=colour_draws(keys, jitter, flip=flip) if self.views.augments else None,
-            masks=None if self.masks is None else draw_masks(self.masks, keys),
-            label=torch.tensor(fetched.labels),
-            replaced=fetched.bad,
         )
 
 
@@ -170,13 +143,21 @@ def training_batches(
         UserError: The source is empty, the batch cannot be cut, or too many pictures are bad.
         LoaderError: A worker died or hangs.
     """
+    kind = Views(WatchedReader(source, settings.workers), views, masks)
+    return _endless(kind, settings, samples_seen, log)
+
+
+def _endless(
+    kind: Kind[Sample], settings: LoaderSettings, samples_seen: int, log: BadPictureLog | None
+) -> Iterator[ImageBatch]:
+    """This rank's micro-batches of any kind, for ever."""
+    source = kind.reader.source
     if len(source) == 0:
         raise UserError(f"{source.name} holds no picture to train on")
     shares = Shares(settings.batch_size, settings.ranks, settings.rank, settings.accumulation)
-    reader = WatchedReader(source, settings.workers)
-    batches = _Batches(reader, views, masks, settings.seed, True)
+    batches = _Batches(kind, settings.seed, True)
     how = Fetching(settings.workers, settings.prefetch, settings.timeout, settings.pin_memory)
-    return _logged(fetch(batches, positions(shares, samples_seen), reader, how), log)
+    return _logged(fetch(batches, positions(shares, samples_seen), kind.reader, how), log)
 
 
 def evaluation_batches(
@@ -206,18 +187,99 @@ def evaluation_batches(
         share: (rank, ranks): this rank's contiguous share of the pictures.
         log: Takes the bad pictures.
     """
-    rank, ranks = share
-    start, stop = len(source) * rank // ranks, len(source) * (rank + 1) // ranks
-    where = [
-        range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)
-    ]
+    where = _runs(len(source), batch_size, share)
     how = Fetching(min(workers, len(where)))
     reader = WatchedReader(source, how.workers)
-    batches = _Batches(reader, views, masks, seed, False)
+    batches = _Batches(Views(reader, views, masks), seed, False)
     return _logged(fetch(batches, where, reader, how), log)
 
 
-def _logged(items: Iterator[_Item], log: BadPictureLog | None) -> Iterator[ImageBatch]:
+def pair_batches(
+    source: PairSource,
+    views: JointViewSettings,
+    settings: LoaderSettings,
+    samples_seen: int,
+    *,
+    log: BadPictureLog | None = None,
+) -> Iterator[ImageBatch]:
+    """The micro-batches of pieces of pictures and masks of this rank, for ever.
+
+    As `training_batches`, and by the same law; the masks travel as `ImageBatch.target`.
+
+    Args:
+        source: The pictures and their masks.
+        views: What is made of each.
+        settings: Batch, ranks, workers.
+        samples_seen: Samples of the global batches already trained on; the whole state.
+        log: Takes the bad pictures, and those with a bad mask, and stops the run when there are too
+            many.
+
+    Raises:
+        UserError: The source is empty, the batch cannot be cut, or too many pictures are bad.
+        LoaderError: A worker died or hangs.
+    """
+    kind = Pieces(WatchedReader(source, settings.workers), source, views)
+    return _endless(kind, settings, samples_seen, log)
+
+
+@dataclass(frozen=True)
+class WholePair:
+    """A picture of any size with the class of each of its pixels."""
+
+    index: int
+    image: Tensor  # (3, H, W) uint8
+    mask: Tensor  # (H, W) uint8, 255 = ignored
+
+
+def whole_pairs(
+    source: PairSource,
+    share: tuple[int, int] = (0, 1),
+    *,
+    workers: int = 0,
+    log: BadPictureLog | None = None,
+) -> Iterator[WholePair]:
+    """Each picture once as it is, with its mask, in order.
+
+    Args:
+        source: The pictures and their masks.
+        share: (rank, ranks): this rank's contiguous share of the pictures.
+        workers: Processes.
+        log: Takes the bad pictures, which are left out.
+
+    Raises:
+        UserError: There are too many bad pictures; without a log, there is one.
+        LoaderError: A worker died or hangs.
+    """
+    where = _runs(len(source), 1, share)
+    how = Fetching(min(workers, len(where)))
+    reader = WatchedReader(source, how.workers)
+    items = fetch(_Batches(WholePairs(reader, source), 0, False), where, reader, how)
+    for batch in _logged(items, log or _Refusal(source)):
+        assert batch.patch_view is not None and batch.target is not None
+        yield WholePair(int(batch.index), batch.patch_view[0], batch.target[0])
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Stands where nobody takes bad pictures: a score over fewer of them would be another one."""
+
+    source: Source
+
+    def add(self, replaced: Sequence[tuple[int, str]]) -> None:
+        """Refuse the first bad picture."""
+        for index, reason in replaced:
+            name = self.source.identity(index)
+            raise UserError(f"{name} of {self.source.name} cannot be read ({reason}): remove it")
+
+
+def _runs(count: int, batch_size: int, share: tuple[int, int]) -> list[range]:
+    """This rank's contiguous share of some places, in runs of a batch."""
+    rank, ranks = share
+    start, stop = count * rank // ranks, count * (rank + 1) // ranks
+    return [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+
+
+def _logged(items: Iterator[_Item], log: BadPictureLog | _Refusal | None) -> Iterator[ImageBatch]:
     for item in items:
         if item.refusal is not None:
             raise UserError(item.refusal)
@@ -225,8 +287,3 @@ def _logged(items: Iterator[_Item], log: BadPictureLog | None) -> Iterator[Image
             log.add(item.bad)
         if item.batch is not None:
             yield item.batch
-
-
-def _stacked(views: Sequence[Tensor | None]) -> Tensor | None:
-    present = [view for view in views if view is not None]
-    return torch.stack(present) if present else None
