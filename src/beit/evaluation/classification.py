@@ -10,11 +10,11 @@ Legend: B pictures, C classes.
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
 from beit.errors import UserError
+from beit.evaluation.ranks import summed_over_ranks
 
 BINS = 15  # of confidence
 
@@ -115,10 +115,5 @@ class ClassificationScore:
         if counts is None or sums is None:
             counts = torch.zeros(self.classes**2 + 1, dtype=torch.int64)
             sums = torch.zeros(1 + BINS, dtype=torch.float64)
-        if dist.is_available() and dist.is_initialized():
-            on_device = dist.get_backend() == "nccl"  # which sums nothing that lies elsewhere
-            device = torch.device("cuda", torch.cuda.current_device()) if on_device else "cpu"
-            counts, sums = counts.to(device, copy=True), sums.to(device, copy=True)
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-        return counts.cpu(), sums.cpu()
+        counts, sums = summed_over_ranks(counts, sums)
+        return counts, sums
