@@ -193,9 +193,10 @@ def _hub_config(
     try:
         indices = [int(index) for index in said["out_indices"]]
         pooling = tuple(int(side) for side in said.get("pool_scales", POOLING))
+        hidden = int(said.get("auxiliary_channels", common["auxiliary_channels"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: its config.json has no list of out_indices or impossible pool_scales"
+            f"{where}: its config.json has no list of out_indices, or impossible values ({error})"
         ) from error
     layers = tuple(index - INDEX_OF_LAYER_0 for index in indices)
     if min(layers, default=-1) < 0:
@@ -208,7 +209,10 @@ def _hub_config(
         f"its out_indices {', '.join(map(str, indices))} make transformers read after {after} "
         "blocks (it counts the embeddings as 1), and so does this model"
     )
-    config = DecoderConfig(**{**common, "layers": layers, "pooling": pooling, "dropout": 0.0})
+    told = {"layers": layers, "pooling": pooling, "dropout": 0.0}
+    if not common["auxiliary"]:
+        told["auxiliary_channels"] = hidden  # of no consequence, but it is kept
+    config = DecoderConfig(**{**common, **told})
     return config, (note,)
 
 
