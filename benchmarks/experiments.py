@@ -9,18 +9,14 @@ A run that is already finished is not repeated, so a broken-off experiment goes 
 
 import argparse
 import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import beit
+from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -108,38 +104,6 @@ def run(experiment: str, variant: Variant, seed: int, data: str, runs: Path) -> 
         "vocabulary": result["vocabulary"],
         "validation": result["validation"],
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Where and from what a number comes."""
-    return {
-        "command": " ".join(["python", "benchmarks/experiments.py", sys.argv[1]]),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        },
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-    }
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("flags") and "avx512_bf16" in line:
-            return f"{platform.machine()} with AVX512-bf16"
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments import RESULTS, provenance
+from experiments import RESULTS
+from provenance import provenance
 
 STEPS = 40
 SHORTENED = [

@@ -15,7 +15,7 @@ from beit.engine.distribution import RankError
 from beit.engine.failure import Diverged
 from beit.engine.signals import StoppedBySignal
 from beit.errors import UserError
-from beit.recipes import named
+from beit.recipes import inspection
 from recipes.recipe_runs import beit, pictures
 
 PRETRAIN = ["pretrain", "digits", "--data", "digits", "--out", "TMP/run"]
@@ -119,7 +119,8 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(name: str, tmp_path: Path) 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-HELP = ["", "demo", "tokenizer", "pretrain", "data", "data check", "data info", "recipes"]
+HELP = "demo tokenizer pretrain classify segment evaluate predict data recipes".split()
+HELP += ["", "data check", "data info"]
 
 
 @pytest.mark.parametrize("command", [*HELP, "recipes list", "recipes show", "report"])
@@ -139,10 +140,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
     """Run a command inside which something fails."""
 
-    def fail(name: str) -> str:
+    def fail() -> dict[str, dict[str, str]]:
         raise error
 
-    monkeypatch.setattr(named, "describe", fail)
+    monkeypatch.setattr(inspection, "list_recipes", fail)
     return beit("recipes", "list", "--json")
 
 

@@ -12,10 +12,32 @@ Names are loaded when they are first used, so that `import beit` and `beit --hel
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from beit.api import encoder, load, pretrain, recipe, train_tokenizer, write_report
+    from beit.api import (
+        classify,
+        encoder,
+        evaluate,
+        load,
+        predict,
+        pretrain,
+        recipe,
+        segment,
+        train_tokenizer,
+        write_report,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["encoder", "load", "pretrain", "recipe", "train_tokenizer", "write_report"]
+__all__ = [
+    "classify",
+    "encoder",
+    "evaluate",
+    "load",
+    "predict",
+    "pretrain",
+    "recipe",
+    "segment",
+    "train_tokenizer",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

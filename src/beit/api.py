@@ -8,15 +8,32 @@ from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
 from beit.recipes import train
+from beit.recipes.classify import classify as _classify
+from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
+from beit.recipes.evaluating import evaluate
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.named import pretrain_recipe, tokenizer_recipe
+from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
+from beit.recipes.predicting import predict
 from beit.recipes.reporting import write_report
 from beit.recipes.saved_models import load
+from beit.recipes.segment import segment as _segment
 from beit.recipes.stage import RunRequest
 from beit.tokenizer.dvae import DiscreteVAE
 
-__all__ = ["encoder", "load", "pretrain", "recipe", "train_tokenizer", "write_report"]
+__all__ = [
+    "classify",
+    "encoder",
+    "evaluate",
+    "load",
+    "predict",
+    "pretrain",
+    "recipe",
+    "segment",
+    "train_tokenizer",
+    "write_report",
+]
 
 Model = DiscreteVAE | MaskedImageModel
 
@@ -81,3 +98,45 @@ def pretrain(
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
     return train.pretrain(wanted, request, tokenizer)
+
+
+def classify(
+    recipe: str | ClassifyRecipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    init: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a classifier, as `beit classify`; returns what `--json` prints.
+
+    Args:
+        recipe: A name from `beit recipes list`, or a recipe.
+        data: Pictures, one folder a class.
+        out: The run folder.
+        init: What to start from: a run, a model folder, a weight file, timm:NAME, or "none".
+        changes: Recipe fields by dotted name.
+        resume: Go on with the run in `out`.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+    """
+    wanted = classify_recipe(recipe) if isinstance(recipe, str) else recipe
+    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    return _classify(replace(wanted, changes or {}), request, str(init))
+
+
+def segment(
+    recipe: str | SegmentRecipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    init: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a segmenter, as `beit segment`; arguments as in `classify`, data with masks."""
+    wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
+    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    return _segment(replace(wanted, changes or {}), request, str(init))

@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 
 from beit.data.views import ViewSettings
-from beit.recipes.inspection import show_recipe
+from beit.recipes.inspection import list_recipes, show_recipe
 from beit.recipes.models import PretrainRecipe, RelaxationRecipe, TokenizerRecipe, ViewRecipe
-from beit.recipes.named import RECIPES, describe, pretrain_recipe, tokenizer_recipe
+from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
 from beit.recipes.overrides import dotted_names
 from beit.tasks.tokenize import TokenizeSettings
 from recipes.recipe_runs import beit
@@ -18,7 +18,8 @@ IMAGENET_1K = 1_281_167
 def test_names() -> None:
     assert list(RECIPES) == ["digits", "tiny", "small", "base", "large", "base-plus", "large-plus"]
     for name in RECIPES:
-        assert pretrain_recipe(name).name == name and describe(name).endswith((".", ","))
+        assert pretrain_recipe(name).name == name
+        assert list_recipes()["pretrain"][name].endswith((".", ","))
         assert isinstance(tokenizer_recipe(name), TokenizerRecipe)
 
 

@@ -11,6 +11,10 @@ SOURCES = (
     "a folder of pictures (flat, nested, or one folder a class), a .tar or a folder of them, "
     "digits, torchvision:NAME or hf:NAME"
 )
+PAIRS = (
+    "a folder with images/{train,val} and annotations/{train,val}: a mask of class numbers for "
+    "each picture, 255 ignored (ADE20K's layout)"
+)
 OVERRIDES = (
     "Any recipe field can be set by its dotted name, as in --optim.lr 3e-4; "
     "`beit recipes show NAME` lists them all."

@@ -48,6 +48,8 @@ def _recipes(commands: Any) -> None:
         actions, "show", "every field of a recipe, its size and cost", _run_recipes_show
     )
     show.add_argument("recipe", metavar="NAME", help="a name from `beit recipes list`")
+    tasks = ("pretrain", "classify", "segment")
+    show.add_argument("--task", choices=tasks, default="pretrain", help="whose recipe (pretrain)")
     show.set_defaults(takes_overrides=True)
 
 
@@ -73,19 +75,21 @@ def _run_data(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_recipes_list(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.named import RECIPES, describe
+    from beit.recipes.inspection import list_recipes
 
-    described = {name: describe(name) for name in RECIPES}
+    described = list_recipes()
     if not options.json:
-        for name, text in described.items():
-            print(f"{name:12} {text}")
+        for task, recipes in described.items():
+            print(f"beit {task} NAME" + (" (and beit tokenizer)" if task == "pretrain" else ""))
+            for name, text in recipes.items():
+                print(f"  {name:32} {text}")
     return {"recipes": described}
 
 
 def _run_recipes_show(options: argparse.Namespace) -> dict[str, Any]:
     from beit.recipes.inspection import show_recipe
 
-    return show_recipe(options.recipe, options.overrides, quiet=options.json)
+    return show_recipe(options.recipe, options.overrides, task=options.task, quiet=options.json)
 
 
 def _run_report(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, SOURCES, Parser, add_command, flags
+from beit.cli.arguments import OVERRIDES, PAIRS, SOURCES, Parser, add_command, flags
 from beit.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Add `tokenizer`, `pretrain` and `classify`."""
+    """Add `tokenizer`, `pretrain`, `classify` and `segment`."""
     _training(commands, "tokenizer", "train an image tokenizer (discrete VAE)", _run_tokenizer)
     pretrain = _training(commands, "pretrain", "pre-train BEiT on its tokens", _run_pretrain)
     pretrain.add_argument(
@@ -20,10 +20,12 @@ def add(commands: Any) -> None:
     )
 
     _fine_tuning(commands, "classify", "fine-tune a classifier", _run_classify)
+    text = "fine-tune a segmenter: a class for each pixel"
+    _fine_tuning(commands, "segment", text, _run_segment, PAIRS)
 
 
-def _fine_tuning(commands: Any, name: str, text: str, run: Any) -> None:
-    command = _training(commands, name, text, run)
+def _fine_tuning(commands: Any, name: str, text: str, run: Any, data: str = SOURCES) -> None:
+    command = _training(commands, name, text, run, data)
     command.add_argument(
         "--init",
         metavar="CKPT",
@@ -39,11 +41,11 @@ def _fine_tuning(commands: Any, name: str, text: str, run: Any) -> None:
     )
 
 
-def _training(commands: Any, name: str, text: str, run: Any) -> Parser:
+def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES) -> Parser:
     command = add_command(commands, name, text, run, epilog=OVERRIDES)
     command.set_defaults(takes_overrides=True)
     command.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
-    command.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
+    command.add_argument("--data", metavar="SRC", required=True, help=data)
     command.add_argument("--out", metavar="RUN", required=True, help="run folder to make")
     command.add_argument("--resume", action="store_true", help="continue the run in RUN")
     command.add_argument(
@@ -126,6 +128,20 @@ def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
     from beit.recipes.stage import RunRequest
 
     return classify(recipe, RunRequest.from_options(options), options.init)
+
+
+def _run_segment(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.named_downstream import segment_recipe
+    from beit.recipes.overrides import apply_overrides
+
+    words = [*_shorthand(options), *options.overrides]
+    recipe = apply_overrides(segment_recipe(options.recipe), words, flags(options))
+    if launched(options):
+        return None
+    from beit.recipes.segment import segment
+    from beit.recipes.stage import RunRequest
+
+    return segment(recipe, RunRequest.from_options(options), options.init)
 
 
 def _shorthand(options: argparse.Namespace) -> list[str]:

@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from beit.cli.arguments import SOURCES, add_command
+from beit.cli.arguments import SOURCES, Parser, add_command
 from beit.cli.training import add_devices, launched
 
-MODELS = "a run of `beit classify` (or its best), a model folder, or other people's weights"
+MODELS = (
+    "a run of `beit classify` or `segment` (or its best), a model folder, other people's weights"
+)
 
 
 def add(commands: Any) -> None:
@@ -21,13 +24,14 @@ def _evaluate(commands: Any) -> None:
     evaluate = add_command(commands, "evaluate", "measure a trained model", _run_evaluate)
     evaluate.add_argument("model", metavar="CKPT", help=MODELS)
     evaluate.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
-    evaluate.add_argument("--split", choices=("train", "val", "test", "all"), default="val")
+    evaluate.add_argument("--split", default="val", help="val, train, all; test of masks")
     evaluate.add_argument("--out", metavar="FILE", help="write the whole result as JSON")
+    _add_dense(evaluate)
     add_devices(evaluate)
 
 
 def _predict(commands: Any) -> None:
-    text = "name what is on pictures: labels with probabilities"
+    text = "say what is on pictures: labels with probabilities, or masks"
     predict = add_command(commands, "predict", text, _run_predict)
     predict.add_argument("model", metavar="CKPT", help=MODELS)
     predict.add_argument(
@@ -35,6 +39,8 @@ def _predict(commands: Any) -> None:
     )
     predict.add_argument("--top", type=int, default=1, metavar="N", help="classes a picture (1)")
     predict.add_argument("--lines", action="store_true", help="JSON lines instead of a table")
+    predict.add_argument("--out", metavar="FOLDER", help="for masks and overlays of a segmenter")
+    _add_dense(predict)
     predict.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
 
 
@@ -53,6 +59,20 @@ def _convert(commands: Any) -> None:
     convert.add_argument("--encoder-only", action="store_true", help="leave the head out")
 
 
+def _add_dense(command: Parser) -> None:
+    """Add how a segmenter looks at whole pictures; what is not said is as in its training."""
+    group = command.add_argument_group("segmenters", "as the run evaluated itself by default")
+    group.add_argument("--mode", choices=("whole", "slide"), help="at once, or window by window")
+    group.add_argument("--scales", type=float, nargs="+", metavar="S", help="sizes to average over")
+    group.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+
+
+def _dense(options: argparse.Namespace) -> dict[str, Any]:
+    changes: dict[str, Any] = {"mode": options.mode, "flip": options.flip or None}
+    changes["scales"] = None if options.scales is None else tuple(options.scales)
+    return {name: value for name, value in changes.items() if value is not None}
+
+
 def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     if launched(options):
         return None
@@ -66,15 +86,16 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
         device=device_of(options),
         out=options.out,
         quiet=options.json,
+        dense=_dense(options),
     )
 
 
 def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.predicting import predict
+    from beit.recipes.predicting import Wishes, predict
 
-    return predict(
-        options.model, options.pictures, top=options.top, lines=options.lines, device=options.device
-    )
+    out = None if options.out is None else Path(options.out)
+    wishes = Wishes(options.top, options.lines, out, _dense(options))
+    return predict(options.model, options.pictures, wishes, options.device)
 
 
 def _run_convert(options: argparse.Namespace) -> dict[str, Any]:

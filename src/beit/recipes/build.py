@@ -151,10 +151,7 @@ def view_settings(
 ) -> ViewSettings:
     """How pictures become views; without `random` they are centre crops."""
     return ViewSettings(
-        patch_view=patch_view,
-        token_view=token_view,
-        random=random,
-        **{n: v for n, v in recipe.model_dump().items() if n in ViewSettings.__dataclass_fields__},
+        patch_view=patch_view, token_view=token_view, random=random, **recipe.model_dump()
     )
 
 

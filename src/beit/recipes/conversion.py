@@ -1,24 +1,41 @@
 """`beit convert`: other people's weights into a folder of ours, and ours into their files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from beit.errors import UserError
 from beit.files import atomic_write_bytes
+from beit.interop import hub, linear_probes, onnx, timm_models
 from beit.interop.dalle import read_dalle
 from beit.interop.export import Exported, to_reference, to_timm, to_transformers
-from beit.interop.models import ForeignModel, read_model
+from beit.interop.normalisation import NAMED
+from beit.interop.segmentation_export import (
+    segmentation_to_reference,
+    segmentation_to_transformers,
+)
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
-from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
+from beit.nn.heads import ClassifierHead, MaskedPixelHead
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
+from beit.recipes.graphs import DIGITS, real_pictures
 from beit.tokenizer import storage
+from beit.tokenizer.dvae import DiscreteVAE
 
-Format = Literal["beit", "reference", "transformers", "timm"]
-SUFFIXES: dict[str, tuple[str, ...]] = {"reference": (".pth", ".pt"), "timm": (".safetensors",)}
+Format = Literal["beit", "reference", "transformers", "timm", "onnx", "torch-export"]
+FORMATS: tuple[Format, ...] = (
+    *("beit", "reference", "transformers", "timm"),
+    *("onnx", "torch-export"),
+)
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "reference": (".pth", ".pt"),
+    "timm": (".safetensors",),
+    "onnx": (".onnx",),
+    "torch-export": (".pt2",),
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +47,36 @@ class Options:
         heads: Attention heads where nothing says how many.
         average: Take a checkpoint's moving average of the weights.
         encoder_only: Leave the head out.
+        normalisation: What the model was fed with, "imagenet" or "half" (0.5 for every colour);
+            wins over what its files say.
+        data: Pictures that a graph is tried on.
     """
 
     image_size: tuple[int, int] | None = None
     heads: int | None = None
     average: bool = False
     encoder_only: bool = False
+    normalisation: str | None = None
+    data: str = DIGITS
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What was read, whoever it is from."""
+
+    encoder: Encoder
+    head: saved_models.Head | None = None
+    segmenter: Segmenter | None = None
+    layout: str = "beit"
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def centre_share(self) -> float:
+        """Of the sides, that the crop for evaluation keeps; all where nobody says."""
+        view = self.facts.get("view")
+        return float(view.get("centre_share", 1.0)) if isinstance(view, Mapping) else 1.0
 
 
 def convert(
@@ -44,10 +85,10 @@ def convert(
     """Convert a model; nothing is written unless all of it fits.
 
     Args:
-        source: A folder of ours or of transformers, a `.pth` or `.safetensors` file, or DALL-E's
-            `encoder.pkl`.
+        source: A folder of ours, of transformers or of timm, a `.pth` or `.safetensors` file,
+            `timm:NAME`, `hf://owner/name`, or DALL-E's `encoder.pkl`.
         target: A folder for beit and transformers, a `.pth` for the reference, a `.safetensors`
-            for timm; it must not be there yet.
+            for timm, an `.onnx`, a `.pt2`; it must not be there yet.
         to: Whose program is to read it.
         options: See there.
 
@@ -60,27 +101,27 @@ def convert(
     options = options or Options()
     path, out = Path(source), Path(target)
     _require_free(out, to)
+    if options.normalisation is not None and options.normalisation not in NAMED:
+        raise UserError(f"normalisation is one of {', '.join(NAMED)}, not {options.normalisation}")
     if path.suffix == ".pkl":
         return _convert_tokenizer(path, out, to)
-    model = _read(path, options)
-    head = None if options.encoder_only else model.head
+    try:
+        model = _read(str(source), options)
+    except linear_probes.OnlyProbes:
+        return _convert_probes(path, out, to)
+    if options.encoder_only:
+        had = model.head is not None or model.segmenter is not None
+        notes = (*model.notes, "left out the head") if had else model.notes
+        model = replace(model, head=None, segmenter=None, labels=(), notes=notes)
     if to == "beit":
-        notes = _save_ours(out, model, head)
-        return _result(out, to, model, notes, None)
-    exported = _exported(model, head, to)
+        _save_ours(out, model)
+        return _result(out, to, model)
+    if to in ("onnx", "torch-export"):
+        return _write_graph(out, to, model, options.data)
+    exported = _exported(model, to)
     _write(out, exported)
-    return _result(out, to, model, exported.notes, exported.arguments)
-
-
-@dataclass(frozen=True)
-class _Ours:
-    """A folder of ours, as `ForeignModel` has other people's files."""
-
-    encoder: Encoder
-    head: saved_models.Head | None
-    layout: str = "beit"
-    notes: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    result = _result(out, to, model, exported.notes)
+    return result if exported.arguments is None else {**result, "timm": dict(exported.arguments)}
 
 
 def _require_free(out: Path, to: Format) -> None:
@@ -105,43 +146,114 @@ def _convert_tokenizer(path: Path, out: Path, to: Format) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, options: Options) -> ForeignModel | _Ours:
-    if path.is_dir() and "kind" in saved_models.read_config(path):
-        encoder, head = saved_models.load_encoder_and_head(path)
-        labels = saved_models.read_config(path).get("labels", ())
-        return _Ours(encoder, head, labels=tuple(str(label) for label in labels))
-    return read_model(
-        path, image_size=options.image_size, heads=options.heads, average=options.average
+def _convert_probes(path: Path, out: Path, to: Format) -> dict[str, Any]:
+    """The reference's linear classifiers, one a layer, which come without their encoder."""
+    if to not in ("beit", "reference"):
+        raise UserError(
+            f"{path} holds linear probes without an encoder: use --to beit or reference"
+        )
+    probes = linear_probes.read_probes(path)
+    written = probes.to_beit() if to == "beit" else probes.to_reference()
+    _write(out, Exported(written))
+    return {
+        "out": str(out),
+        "from": "beit" if path.is_dir() else "reference",
+        "to": to,
+        "layers": probes.layers,
+        "classes": probes.classes,
+        "notes": ["linear probes, one a layer; their encoder is in another file"],
+    }
+
+
+def _read(source: str, options: Options) -> _Model:
+    path = hub.fetch(source) if source.startswith(hub.PREFIX) else Path(source)
+    if path.is_dir() and linear_probes.probes_in(path):
+        raise linear_probes.OnlyProbes(str(path))
+    if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
+        return _read_ours(path, facts)
+    found = timm_models.read_timm(
+        source if source.startswith(timm_models.PREFIX) else path,
+        image_size=options.image_size,
+        heads=options.heads,
+        average=options.average,
+        fed=None if options.normalisation is None else NAMED[options.normalisation],
+    )
+    share = found.prepared.centre_share
+    return _Model(
+        found.encoder,
+        found.head,
+        found.segmenter,
+        found.layout,
+        found.labels,
+        found.notes,
+        {} if share is None else {"view": {"centre_share": share}},
     )
 
 
-def _save_ours(
-    out: Path,
-    model: ForeignModel | _Ours,
-    head: MaskedTokenHead | MaskedPixelHead | ClassifierHead | None,
-) -> tuple[str, ...]:
+def _read_ours(path: Path, facts: Mapping[str, Any]) -> _Model:
+    model = saved_models.load(path)
+    if isinstance(model, DiscreteVAE):
+        raise UserError(f"{path} holds a tokenizer, which only beit has a format for")
+    if isinstance(model, Encoder):
+        return _Model(model, facts=facts)
+    if isinstance(model, Segmenter):
+        return _Model(model.encoder, None, model, labels=model.labels, facts=facts)
+    labels = model.labels if isinstance(model, Classifier) else ()
+    return _Model(model.encoder, model.head, labels=labels, facts=facts)
+
+
+def _save_ours(out: Path, model: _Model) -> None:
     facts = {"converted_from": model.layout, "notes": list(model.notes)}
-    if isinstance(head, ClassifierHead):
-        saved_models.save_classifier(out, Classifier(model.encoder, head, model.labels), facts)
-        return ()
-    if head is None:
+    head = model.head
+    if model.segmenter is not None:
+        saved_models.save_segmenter(out, model.segmenter, facts)
+    elif isinstance(head, ClassifierHead):
+        view = {"view": {"centre_share": model.centre_share}} if "view" in model.facts else {}
+        classifier = Classifier(model.encoder, head, model.labels)
+        saved_models.save_classifier(out, classifier, facts | view)
+    elif head is None:
         saved_models.save_encoder(out, model.encoder, facts)
-        return ("left out the head",) if model.head is not None else ()
-    saved_models.save_masked_image_model(out, MaskedImageModel(model.encoder, head), facts)
-    return ()
+    else:
+        saved_models.save_masked_image_model(out, MaskedImageModel(model.encoder, head), facts)
 
 
-def _exported(
-    model: ForeignModel | _Ours,
-    head: MaskedTokenHead | MaskedPixelHead | ClassifierHead | None,
-    to: Format,
-) -> Exported:
+def _exported(model: _Model, to: Format) -> Exported:
+    encoder, head, labels = model.encoder, model.head, model.labels
+    if model.segmenter is not None:
+        if to == "timm":
+            raise UserError("timm has no segmenters: add --encoder-only to write the encoder")
+        if to == "reference":
+            return segmentation_to_reference(model.segmenter, labels)
+        return segmentation_to_transformers(model.segmenter, labels)
     if to == "reference":
-        return to_reference(model.encoder, head)
+        return to_reference(encoder, head, labels)
     if to == "timm":
-        return to_timm(model.encoder, head)
-    labels = model.labels if isinstance(head, ClassifierHead) else ()
-    return to_transformers(model.encoder, head, labels)
+        return to_timm(encoder, head, labels)
+    return to_transformers(encoder, head, labels, model.centre_share)
+
+
+def _write_graph(out: Path, to: Format, model: _Model, data: str) -> dict[str, Any]:
+    """Write a graph, and say how far its runtime is from us on real pictures."""
+    notes: list[str] = []
+    whole: onnx.Model = model.segmenter if model.segmenter is not None else model.encoder
+    if isinstance(model.head, ClassifierHead):
+        whole = Classifier(model.encoder, model.head, model.labels)
+    elif model.head is not None:
+        what = "pixels" if isinstance(model.head, MaskedPixelHead) else "visual tokens"
+        notes.append(f"left out the head that predicts {what}, with its LayerNorm")
+    images = real_pictures(data, model.encoder.config.image_size)
+    write = onnx.to_onnx if to == "onnx" else onnx.to_torch_export
+    graph = write(whole.eval(), images, model.labels)
+    runtime = "onnxruntime" if to == "onnx" else "torch.export"
+    notes.append(
+        f"{runtime} gives the same within {graph.difference:.1e} on {graph.pictures} pictures of "
+        f"{data}"
+    )
+    _write(out, Exported({"": graph.data}))
+    return _result(out, to, model, tuple(notes)) | {
+        "difference": graph.difference,
+        "metadata": graph.metadata,
+    }
 
 
 def _write(out: Path, exported: Exported) -> None:
@@ -152,18 +264,12 @@ def _write(out: Path, exported: Exported) -> None:
         atomic_write_bytes(out / name if name else out, data)
 
 
-def _result(
-    out: Path,
-    to: Format,
-    model: ForeignModel | _Ours,
-    notes: tuple[str, ...],
-    arguments: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    result: dict[str, Any] = {
+def _result(out: Path, to: Format, model: _Model, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
         "out": str(out),
         "from": model.layout,
         "to": to,
         "encoder": asdict(model.encoder.config),
+        "labels": len(model.labels),
         "notes": [*model.notes, *notes],
     }
-    return result if arguments is None else {**result, "timm": dict(arguments)}

@@ -1,22 +1,26 @@
 """`beit evaluate`: a trained model measured on pictures whose answers are known."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from beit.data.packed import Split
+from beit.data.pair_files import PairSplit
+from beit.data.pairs import open_pairs
 from beit.data.sources import Source, labels_of, open_source
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
 from beit.files import atomic_write_text
 from beit.nn.classifier import Classifier
+from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
 from beit.recipes.finished import Finished, read_finished
+from beit.recipes.segment import measured, settings_of
 from beit.recipes.stage import prepared_batches
 from beit.recipes.train import EVALUATION_BATCH
 from beit.report.tables import Table, text_table
@@ -26,37 +30,98 @@ def evaluate(
     spec: str | Path,
     data: str,
     *,
-    split: Split = "val",
+    split: str = "val",
     device: str | None = None,
     out: str | None = None,
     quiet: bool = False,
+    dense: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure a classifier on labelled pictures; every rank a share, the numbers exact.
+    """Measure a model on pictures whose answers are known; every rank a share, numbers exact.
 
     Args:
-        spec: A model; see `read_finished`.
-        data: Pictures, one folder a class; classes are matched by name.
-        split: Which part of them.
+        spec: A classifier or segmenter; see `read_finished`.
+        data: Pictures, one folder a class (matched by name), or pictures with masks.
+        split: Which part of them: val, train, or test where there is one; all for classifiers.
         device: Where to compute.
         out: A file for the whole result, as JSON.
         quiet: Print nothing.
+        dense: For segmenters, changes to how they look at whole pictures: mode, scales, flip.
 
     Raises:
         UserError: The model or the pictures are unusable, or a class is not known to the model.
     """
     place = choose_device(device)
     finished = read_finished(spec)
-    source = open_source(data, split)
     with process_group(place.type) as world:
-        report = classified(finished, source, world, place)
+        if isinstance(finished.model, Segmenter):
+            found, table = _segmented(finished, data, split, world, place, dense or {})
+        else:
+            found, table = _classified(finished, data, split, world, place)
     if not world.main:
         return {}
-    result = {"model": str(spec), "data": source.name, **described(report, finished.model.labels)}
+    result = {"model": str(spec), "data": data, "split": split, **found}
     if out is not None:
         atomic_write_text(Path(out), json.dumps(result, indent=2) + "\n")
     if not quiet:
-        _print(report, finished.model.labels or source.classes)
+        print(text_table(table))
     return result
+
+
+def _classified(
+    finished: Finished, data: str, split: str, world: World, device: torch.device
+) -> tuple[dict[str, Any], Table]:
+    if split not in get_args(Split):
+        raise UserError(
+            f"--split {split}: labelled pictures have {', '.join(get_args(Split))}; for another "
+            "folder give that folder itself and --split all"
+        )
+    source = open_source(data, cast(Split, split))
+    report = classified(finished, source, world, device)
+    model = finished.model
+    names = model.labels or source.classes
+    return described(report, model.labels), _class_table(report, names)
+
+
+def _segmented(
+    finished: Finished,
+    data: str,
+    split: str,
+    world: World,
+    device: torch.device,
+    dense: Mapping[str, Any],
+) -> tuple[dict[str, Any], Table]:
+    model = finished.model
+    assert isinstance(model, Segmenter)
+    if split not in get_args(PairSplit):
+        raise UserError(
+            f"--split {split}: pictures with masks have {', '.join(get_args(PairSplit))}"
+        )
+    reduced = bool(finished.facts.get("reduce_zero_label", False))
+    source = open_pairs(data, cast(PairSplit, split), reduce_zero_label=reduced)
+    if model.labels and source.classes != model.labels:
+        raise UserError(
+            f"{source.name} has the classes {shortened(source.classes)}; the model knows "
+            f"{shortened(model.labels)}"
+        )
+    if len(source.classes) != model.classes:
+        raise UserError(
+            f"{source.name} has {len(source.classes)} classes, the model {model.classes}"
+        )
+    model = model.to(device).eval()
+    settings = settings_of(model, finished.facts, **dense)
+    found = measured(model, source, settings, world, device)
+    found |= {"labels": list(source.classes), "pictures": len(source)}
+    return found, iou_table(found)
+
+
+def iou_table(found: Mapping[str, Any]) -> Table:
+    """IoU by class, with the means in the caption."""
+    rows = [
+        [name, "–" if value is None else f"{value:.1%}"]
+        for name, value in zip(found["labels"], found["iou"], strict=True)
+    ]
+    caption = f"mean IoU {found['miou']:.2%}, pixel accuracy {found['pixel_accuracy']:.2%}"
+    return Table(["class", "IoU"], rows, caption)
 
 
 @torch.inference_mode()
@@ -65,6 +130,7 @@ def classified(
 ) -> ClassificationReport:
     """Classify every picture of a source once."""
     model = finished.model
+    assert isinstance(model, Classifier)
     places = matched_labels(model, source)
     model = model.to(device).eval()
     score = ClassificationScore(model.classes)
@@ -120,7 +186,7 @@ def described(report: ClassificationReport, labels: Sequence[str]) -> dict[str, 
     }
 
 
-def _print(report: ClassificationReport, names: Sequence[str]) -> None:
+def _class_table(report: ClassificationReport, names: Sequence[str]) -> Table:
     rows = [
         [name, f"{accuracy:.1%}" if accuracy == accuracy else "–", str(int(count))]
         for name, accuracy, count in zip(
@@ -131,4 +197,4 @@ def _print(report: ClassificationReport, names: Sequence[str]) -> None:
         f"top-1 {report.top1:.2%}, top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration "
         f"error {report.calibration_error:.3f}, {report.pictures} pictures"
     )
-    print(text_table(Table(["class", "right", "pictures"], rows, caption)))
+    return Table(["class", "right", "pictures"], rows, caption)

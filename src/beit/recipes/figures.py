@@ -166,6 +166,11 @@ def _decoded(tokenizer: DiscreteVAE, codes: Tensor) -> Tensor:
     return tokenizer.mean_pixels(tokenizer.decode_codes(codes))
 
 
+def picture_rows(images: Tensor) -> NDArray[np.float32]:
+    """(B, 3, H, W) normalised pictures as (B, H, W, 3) in [0, 1], for a page."""
+    return _rows(_unnormalised(images))
+
+
 def _unnormalised(images: Tensor) -> Tensor:
     mean, deviation = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
     return (images * deviation + mean).clamp(0, 1)

@@ -9,10 +9,11 @@ from beit.data.views import ViewSettings
 from beit.errors import UserError
 from beit.nn.classifier import Classifier
 from beit.nn.heads import ClassifierHead
+from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.initial import read_initial
 
-Usable = Classifier
+Usable = Classifier | Segmenter
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def read_finished(spec: str | Path) -> Finished:
     path = Path(spec)
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         model = saved_models.load(path)
-        if isinstance(model, Classifier):
+        if isinstance(model, (Classifier, Segmenter)):
             return Finished(model, facts)
         raise UserError(
             f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
-            f"first: beit classify RECIPE --init {spec} ..."
+            f"first: beit classify (or segment) RECIPE --init {spec} ..."
         )
     given = read_initial(spec)
     if not isinstance(given.head, ClassifierHead):

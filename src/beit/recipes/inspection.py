@@ -1,29 +1,93 @@
 """Looking before running: what a recipe is and costs, what a data source holds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from beit.data.packed import Split
 from beit.errors import UserError
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.named import describe, pretrain_recipe
+from beit.recipes.named import RECIPES, pretrain_recipe
+from beit.recipes.named_downstream import CLASSIFY, SEGMENT, classify_recipe, segment_recipe
 from beit.recipes.overrides import apply_overrides, dotted_names
 
+CLASSES, MASK_CLASSES = 1000, 150  # ImageNet's and ADE20K's, to count with
 
-def show_recipe(name: str, overrides: Sequence[str], *, quiet: bool = False) -> dict[str, Any]:
+
+def list_recipes() -> dict[str, dict[str, str]]:
+    """Every recipe's name and one line on it, by the command that takes it."""
+    tables: dict[str, Mapping[str, Callable[[], Recipe]]] = {
+        "pretrain": RECIPES,
+        "classify": CLASSIFY,
+        "segment": SEGMENT,
+    }
+    return {
+        task: {name: _first_line(make) for name, make in table.items()}
+        for task, table in tables.items()
+    }
+
+
+def _first_line(make: Callable[[], Recipe]) -> str:
+    return (make.__doc__ or "").strip().splitlines()[0]
+
+
+def show_recipe(
+    name: str, overrides: Sequence[str], *, task: str = "pretrain", quiet: bool = False
+) -> dict[str, Any]:
     """Resolve a recipe and count its parameters and work; print it unless `quiet`."""
-    recipe = apply_overrides(pretrain_recipe(name), overrides, ("--json",))
+    makers: dict[str, Callable[[str], Recipe]] = {
+        "pretrain": pretrain_recipe,
+        "classify": classify_recipe,
+        "segment": segment_recipe,
+    }
+    recipe = apply_overrides(makers[task](name), overrides, ("--json", "--task"))
+    counts = counted(recipe) if isinstance(recipe, PretrainRecipe) else _counted_fine_tuning(recipe)
     result = {
-        "name": recipe.name,
-        "description": describe(name),
+        "name": name,
+        "description": list_recipes()[task][name],
         "recipe": recipe.model_dump(mode="json"),
-        **counted(recipe),
+        **counts,
     }
     if not quiet:
         _print_recipe(recipe, result)
     return result
+
+
+def _counted_fine_tuning(recipe: Recipe) -> dict[str, Any]:
+    """Parameters and work of a classifier of 1,000 or a segmenter of 150 classes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from beit.nn.classifier import Classifier
+    from beit.nn.counting import count_parameters
+    from beit.nn.encoder import Encoder
+    from beit.nn.heads import ClassifierHead
+    from beit.recipes.build import encoder_config_of
+    from beit.recipes.initial import Start
+    from beit.recipes.segment import segmenter
+
+    assert isinstance(recipe, ClassifyRecipe | SegmentRecipe)
+    config = encoder_config_of(recipe.encoder)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+        if isinstance(recipe, ClassifyRecipe):
+            model: torch.nn.Module = Classifier(encoder, ClassifierHead(config.width, CLASSES))
+        else:
+            model = segmenter(recipe, Start(encoder), ("",) * MASK_CLASSES)
+        model.eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(2, 3, *config.image_size))
+    forward = counter.get_total_flops() / 2e9
+    return {
+        "parameters": count_parameters(model),
+        "resolved_encoder": asdict(config),
+        "gflop_per_picture": {
+            "forward": round(forward, 4),
+            "forward_and_backward": round(3 * forward, 4),
+        },
+    }
 
 
 def counted(recipe: PretrainRecipe) -> dict[str, Any]:
@@ -59,19 +123,25 @@ def counted(recipe: PretrainRecipe) -> dict[str, Any]:
     }
 
 
-def _print_recipe(recipe: PretrainRecipe, result: dict[str, Any]) -> None:
+def _print_recipe(recipe: Recipe, result: dict[str, Any]) -> None:
     print(f"{recipe.name}: {result['description']}\n")
     names = list(dotted_names(recipe))
     width = max(len(name) for name, _, _ in names)
     for name, value, description in names:
         print(f"  --{name:{width}}  {json.dumps(value):>14}  {description}")
     work = result["gflop_per_picture"]
-    print(f"\n  parameters       {result['parameters']:>14,}  (model without tokenizer)")
+    of = {ClassifyRecipe: f"{CLASSES} classes", SegmentRecipe: f"{MASK_CLASSES} classes"}
+    what = of.get(type(recipe), "model without tokenizer")
+    print(f"\n  parameters       {result['parameters']:>14,}  ({what})")
+    both = work["forward_and_backward"]
+    if not isinstance(recipe, PretrainRecipe):
+        print(f"  GFLOP a picture  {both:>14.3f}  (forward {work['forward']:.3f})")
+        return
     print(f"  tokenizer        {result['tokenizer_parameters']:>14,}  (encoder and decoder)")
     print(
         f"  GFLOP a picture  {work['step']:>14.3f}  (forward {work['forward']:.3f}, with backward"
     )
-    print(f"  {'':32}  {work['forward_and_backward']:.3f}, tokenizer {work['tokenizer']:.3f})")
+    print(f"  {'':32}  {both:.3f}, tokenizer {work['tokenizer']:.3f})")
 
 
 def data_info(spec: str, split: Split) -> dict[str, Any]:

@@ -171,8 +171,3 @@ def pretrain_recipe(name: str) -> PretrainRecipe:
 def tokenizer_recipe(name: str) -> TokenizerRecipe:
     """The named recipe for the tokenizer alone."""
     return pretrain_recipe(name).tokenizer
-
-
-def describe(name: str) -> str:
-    """The first line of a recipe's docstring."""
-    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]

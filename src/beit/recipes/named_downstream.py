@@ -60,7 +60,7 @@ def classify_tiny() -> ClassifyRecipe:
             scale=(0.35, 1.0), jitter=0.3, auto_augment=None, erasing=0.0, centre_share=1.0
         ),
         optim=OptimRecipe(
-            lr=1.5e-3, base_batch=64, batch=64, steps=800, warmup_steps=80, min_lr=1e-6, clip=3.0
+            lr=2e-3, base_batch=64, batch=64, steps=800, warmup_steps=80, min_lr=1e-6, clip=3.0
         ),
         engine=EngineRecipe(save_every=200, evaluate_every=200),
     )

@@ -1,12 +1,16 @@
 """`beit predict`: what a trained model says of pictures."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.data.augment import normalise
@@ -15,33 +19,48 @@ from beit.data.draws import Key
 from beit.data.files import FileList, named_files
 from beit.data.views import ViewSettings, make_views
 from beit.errors import UserError
+from beit.evaluation.dense_inference import dense_classes
+from beit.files import atomic_write_bytes
 from beit.nn.classifier import Classifier
+from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
-from beit.recipes.finished import read_finished
+from beit.recipes.finished import Finished, read_finished
+from beit.recipes.segment import logits_of, settings_of
 
 BATCH = 64
 _NO_CHANCE = Key(0, 0, 0)
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of predictions.
+
+    Attributes:
+        top: Classes a picture, the likeliest first.
+        lines: JSON lines instead of a table.
+        out: A folder for masks; segmenters need one.
+        dense: Changes to how a segmenter looks at whole pictures: mode, scales, flip.
+    """
+
+    top: int = 1
+    lines: bool = False
+    out: Path | None = None
+    dense: Mapping[str, Any] = field(default_factory=dict)
+
+
 def predict(
-    spec: str | Path,
-    pictures: Sequence[str],
-    *,
-    top: int = 1,
-    lines: bool = False,
-    device: str | None = None,
+    spec: str | Path, pictures: Sequence[str], wishes: Wishes, device: str | None = None
 ) -> dict[str, Any]:
-    """Classify pictures and print what was found, one line each.
+    """Classify or segment pictures and print what was found, one line each.
 
     Args:
-        spec: A classifier; see `read_finished`.
+        spec: A classifier or segmenter; see `read_finished`.
         pictures: Files, folders and patterns.
-        top: Classes a picture, the likeliest first.
-        lines: Print JSON lines instead of a table.
+        wishes: What is wanted.
         device: Where to compute.
 
     Returns:
-        How many were classified, and the unreadable ones with the reason.
+        How many were done, and the unreadable ones with the reason.
 
     Raises:
         UserError: The model, a name or every picture is unusable.
@@ -49,22 +68,105 @@ def predict(
     files = named_files(pictures)
     finished = read_finished(spec)
     place = choose_device(device)
-    model = finished.model.to(place)
-    if not 1 <= top <= model.classes:
-        raise UserError(f"--top {top}: the model knows {model.classes} classes; ask for 1 to that")
+    finished.model.to(place)
     bad: list[dict[str, str]] = []
-    done = 0
-    width = max((len(files.identity(i)) for i in range(len(files))), default=0)
-    for names, probabilities in _probabilities(model, files, finished.views, place, bad):
-        done += len(names)
-        for name, row in zip(names, probabilities, strict=True):
-            found = ranked(row, model, top)
-            print(_json_line(name, found) if lines else _table_line(name, found, min(width, 60)))
+    if isinstance(finished.model, Segmenter):
+        done = _masks(finished, files, wishes, place, bad)
+    else:
+        done = _labels(finished, files, wishes, place, bad)
     for entry in bad:
         print(f"{entry['picture']}: {entry['reason']}", file=sys.stderr)
     if not done:
         raise UserError(f"not one of the {len(files)} pictures could be read")
     return {"model": str(spec), "pictures": done, "unreadable": bad}
+
+
+def _labels(
+    finished: Finished,
+    files: FileList,
+    wishes: Wishes,
+    device: torch.device,
+    bad: list[dict[str, str]],
+) -> int:
+    model = finished.model
+    assert isinstance(model, Classifier)
+    if not 1 <= wishes.top <= model.classes:
+        raise UserError(
+            f"--top {wishes.top}: the model knows {model.classes} classes; ask for 1 to that"
+        )
+    width = min(60, max((len(files.identity(i)) for i in range(len(files))), default=0))
+    done = 0
+    for names, probabilities in _probabilities(model, files, finished.views, device, bad):
+        done += len(names)
+        for name, row in zip(names, probabilities, strict=True):
+            found = ranked(row, model, wishes.top)
+            print(_json_line(name, found) if wishes.lines else _table_line(name, found, width))
+    return done
+
+
+@torch.inference_mode()
+def _masks(
+    finished: Finished,
+    files: FileList,
+    wishes: Wishes,
+    device: torch.device,
+    bad: list[dict[str, str]],
+) -> int:
+    """Write an index PNG and an overlay for each picture; names follow the pictures'."""
+    from beit.report.overlays import index_png, overlay
+
+    model = finished.model
+    assert isinstance(model, Segmenter)
+    if wishes.out is None:
+        raise UserError("a segmenter writes masks: name a folder for them by --out")
+    wishes.out.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(model, finished.facts, **wishes.dense)
+    palette = finished.facts.get("palette") or default_palette(model.classes)
+    taken: set[str] = set()
+    done = 0
+    for index in range(len(files)):
+        try:
+            image = np.array(files.read(index))  # (H, W, 3)
+        except BadPicture as error:
+            bad.append({"picture": files.identity(index), "reason": error.reason})
+            continue
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        classes = dense_classes(logits_of(model), pixels, settings, device).cpu().numpy()
+        stem = _free_name(Path(os.fsdecode(files.paths[index])).stem, taken)
+        mask, shown = wishes.out / f"{stem}.png", wishes.out / f"{stem}.overlay.png"
+        atomic_write_bytes(mask, index_png(classes, palette))
+        atomic_write_bytes(shown, as_png(overlay(image, classes, palette, class_names(model))))
+        print(_mask_line(files.identity(index), mask, classes, model, lines=wishes.lines))
+        done += 1
+    return done
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A name that no other picture's mask has: pictures of two folders may be called alike."""
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.lower())
+    return name
+
+
+def class_names(model: Segmenter) -> tuple[str, ...]:
+    """Names or numbers of the classes."""
+    return model.labels or tuple(str(number) for number in range(model.classes))
+
+
+def _mask_line(
+    name: str, mask: Path, classes: NDArray[np.uint8], model: Segmenter, *, lines: bool
+) -> str:
+    """The mask's place and the share of each class that is there, the largest first."""
+    counts = np.bincount(classes.ravel(), minlength=model.classes) / classes.size
+    names = class_names(model)
+    found = [(names[c], float(counts[c])) for c in np.argsort(-counts) if counts[c] > 0]
+    if lines:
+        shares = {label: round(share, 6) for label, share in found}
+        return json.dumps({"picture": name, "mask": str(mask), "shares": shares})
+    return f"{mask}  " + "  ".join(f"{label} {share:.0%}" for label, share in found[:5])
 
 
 def ranked(probabilities: Tensor, model: Classifier, top: int) -> list[tuple[str, float]]:

@@ -5,17 +5,14 @@ A run that is still under way, or was broken off, has a report too: what is not 
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from beit.data.sources import Source, open_source
-from beit.errors import UserError
 from beit.evaluation.few_labels import spread
-from beit.recipes.checks import read_recipe
+from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.figures import (
     Pictures,
     codebook_figure,
@@ -23,12 +20,12 @@ from beit.recipes.figures import (
     neighbour_table,
     reconstruction_figure,
 )
-from beit.recipes.models import PretrainRecipe, TokenizerRecipe
-from beit.recipes.overrides import validated
+from beit.recipes.models import PretrainRecipe
+from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
 from beit.recipes.train import load_tokenizer
 from beit.report.figures import curves
-from beit.report.metrics import Row, latest, read_metrics
+from beit.report.metrics import latest
 from beit.report.page import Figure, RunReport, Section, write
 from beit.report.tables import Table, spread_cell
 
@@ -46,9 +43,8 @@ def write_report(run: Path, data: str | None = None) -> Path:
     Raises:
         UserError: It is no run folder, or `data` cannot be opened.
     """
-    found = _Run(run, data)
-    sections = _pretrain_sections(found) if found.is_pretraining else _tokenizer_sections(found)
-    what = "Pre-training" if found.is_pretraining else "Tokenizer"
+    found = RunFiles(run, data)
+    what, sections = _sections(found)
     report = RunReport(
         title=f"{what} run: {run.absolute().name}",
         subtitle=f"recipe {found.recipe.name}, pictures from {found.data}",
@@ -62,70 +58,29 @@ def write_report(run: Path, data: str | None = None) -> Path:
     return page
 
 
-@dataclass
-class _Run:
-    """A run folder as it is read for the report."""
+def _sections(run: RunFiles) -> tuple[str, list[Section]]:
+    from beit.recipes.fine_tuning_report import classification_sections, segmentation_sections
 
-    path: Path
-    asked_data: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.path / "recipe.yaml").is_file():
-            raise UserError(f"{self.path} is not a run folder: it has no recipe.yaml")
-        self.notes: list[str] = []
-
-    @cached_property
-    def recipe_text(self) -> str:
-        return (self.path / "recipe.yaml").read_text(encoding="utf-8")
-
-    @cached_property
-    def recipe(self) -> TokenizerRecipe | PretrainRecipe:
-        tree = read_recipe(self.path / "recipe.yaml")
-        origin = f"{self.path / 'recipe.yaml'}: "
-        if "encoder" in tree:
-            return validated(PretrainRecipe, tree, origin)
-        return validated(TokenizerRecipe, tree, origin)
-
-    @property
-    def is_pretraining(self) -> bool:
-        return isinstance(self.recipe, PretrainRecipe)
-
-    @cached_property
-    def metrics(self) -> list[Row]:
-        file = self.path / "metrics.jsonl"
-        return read_metrics(file) if file.is_file() else []
-
-    @cached_property
-    def data(self) -> str:
-        if self.asked_data:
-            return self.asked_data
-        file = self.path / "source.json"
-        if not file.is_file():
-            return "unknown"
-        return str(json.loads(file.read_text(encoding="utf-8"))["data"])
-
-    @cached_property
-    def source(self) -> Source | None:
-        """Pictures to show: the validation part, or the training part when there is no other."""
-        try:
-            source = open_source(self.data, "val")
-            return source if len(source) else open_source(self.data, "train")
-        except UserError as error:
-            if self.asked_data:
-                raise
-            self.notes.append(f"Without pictures: {error}. Give them with --data.")
-            return None
-
-    @property
-    def finished(self) -> bool:
-        return (self.path / "config.json").is_file()
+    recipe = run.recipe
+    if isinstance(recipe, PretrainRecipe):
+        return "Pre-training", _pretrain_sections(run)
+    if isinstance(recipe, ClassifyRecipe):
+        return "Classification", classification_sections(run)
+    if isinstance(recipe, SegmentRecipe):
+        return "Segmentation", segmentation_sections(run, recipe)
+    return "Tokenizer", _tokenizer_sections(run)
 
 
-def _summary(run: _Run) -> list[tuple[str, str]]:
+def _summary(run: RunFiles) -> list[tuple[str, str]]:
     rows = run.metrics
     wanted = {
         "steps": ("step", "train", "{:.0f}"),
         "pictures seen": ("samples_seen", "train", "{:,.0f}"),
+        "top-1 accuracy": ("top1", "val", "{:.2%}"),
+        "top-5 accuracy": ("top5", "val", "{:.2%}"),
+        "calibration error": ("calibration_error", "val", "{:.3f}"),
+        "mean IoU": ("miou", "val", "{:.2%}"),
+        "pixel accuracy": ("pixel_accuracy", "val", "{:.2%}"),
         "masked-token accuracy": ("accuracy", "val", "{:.1%}"),
         "most frequent code": ("most_frequent_accuracy", "val", "{:.1%}"),
         "copy the neighbour": ("neighbour_copy_accuracy", "val", "{:.1%}"),
@@ -143,7 +98,7 @@ def _summary(run: _Run) -> list[tuple[str, str]]:
     return found if run.finished else [*found, ("state", "not finished")]
 
 
-def _tokenizer_sections(run: _Run) -> list[Section]:
+def _tokenizer_sections(run: RunFiles) -> list[Section]:
     sections = [
         Section(
             "Training the tokenizer",
@@ -172,7 +127,7 @@ def _tokenizer_sections(run: _Run) -> list[Section]:
     return sections
 
 
-def _pretrain_sections(run: _Run) -> list[Section]:
+def _pretrain_sections(run: RunFiles) -> list[Section]:
     figure = Figure(curves(run.metrics, PRETRAIN_CURVES), "", "Curves of the pre-training run")
     text = "A low accuracy is normal: many codes fit a masked place. Compare it with the baselines."
     sections = [Section("Pre-training", [text], [figure], list(_baselines(run)))]
@@ -180,13 +135,13 @@ def _pretrain_sections(run: _Run) -> list[Section]:
         sections += _model_sections(run, run.source)
     sections += _few_labels(run)
     if (run.path / "tokenizer" / "recipe.yaml").is_file():
-        tokenizer = _Run(run.path / "tokenizer", run.data if run.source is not None else None)
+        tokenizer = RunFiles(run.path / "tokenizer", run.data if run.source is not None else None)
         sections += _tokenizer_sections(tokenizer)
         run.notes += [note for note in tokenizer.notes if note not in run.notes]
     return sections
 
 
-def _baselines(run: _Run) -> Iterator[Table]:
+def _baselines(run: RunFiles) -> Iterator[Table]:
     rows = run.metrics
     names = {
         "model": ("accuracy", "loss"),
@@ -206,7 +161,7 @@ def _baselines(run: _Run) -> Iterator[Table]:
     )
 
 
-def _model_sections(run: _Run, source: Source) -> list[Section]:
+def _model_sections(run: RunFiles, source: Source) -> list[Section]:
     recipe = run.recipe
     assert isinstance(recipe, PretrainRecipe)
     pictures, sections = Pictures(source, torch.device("cpu")), []
@@ -226,7 +181,7 @@ def _model_sections(run: _Run, source: Source) -> list[Section]:
     return sections
 
 
-def _few_labels(run: _Run) -> list[Section]:
+def _few_labels(run: RunFiles) -> list[Section]:
     file = run.path / "few_labels.json"
     if not file.is_file():
         return []

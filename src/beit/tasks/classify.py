@@ -11,6 +11,8 @@ from beit.engine.protocol import StepContext, StepOutput
 from beit.nn.classifier import Classifier
 from beit.tasks.mixing import MixSettings, mixed
 
+SMOOTHED = MixSettings(label_smoothing=0.1)
+
 
 class ClassifyTask(nn.Module):
     """A classifier over whole pictures: batch in, StepOutput out.
@@ -25,7 +27,7 @@ class ClassifyTask(nn.Module):
         self,
         model: Classifier,
         *,
-        mixing: MixSettings = MixSettings(label_smoothing=0.1),
+        mixing: MixSettings = SMOOTHED,
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()

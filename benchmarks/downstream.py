@@ -1,0 +1,144 @@
+r"""Evidence that pre-training helps: fine-tunings from different starts, recorded as JSON.
+
+    python benchmarks/downstream.py labels --data imagenette-160 --runs runs/evidence \
+        --start short=runs/tiny --start long=runs/tiny-long
+
+Each experiment is a list of fine-tunings, each done from each start and with each seed, at the same
+budget; the seed draws labels, order, crops and fresh weights. Every run is one `beit classify` or
+`beit segment`. A run that is finished is not repeated, so a broken-off experiment goes on where it
+was, and the record grows with each run.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import beit
+from provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+SCRATCH = "scratch"
+QUIET = {"data.workers": 0, "engine.save_every": 100_000}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fine-tuning, done from several starts."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "classify"
+    starts: Sequence[str] = (SCRATCH, "short", "long")
+    seeds: Sequence[int] = (0, 1, 2)
+
+
+def labels(amount: str, steps: int, **changes: Any) -> dict[str, Any]:
+    """A classification with some of the labels; a double underscore stands for a dot."""
+    more = {name.replace("__", "."): value for name, value in changes.items()}
+    return {
+        "data.labels": amount,
+        "optim.steps": steps,
+        "optim.warmup_steps": steps // 10,
+        "engine.evaluate_every": max(100, steps // 4),
+        **more,
+    }
+
+
+def masks(steps: int, **changes: Any) -> dict[str, Any]:
+    """A segmentation, measured once, at its end."""
+    more = {name.replace("__", "."): value for name, value in changes.items()}
+    length = {"optim.steps": steps, "optim.warmup_steps": steps // 20}
+    return {**length, "engine.evaluate_every": steps, **more}
+
+
+FROM = ("short", "long")
+EXPERIMENTS: dict[str, list[Trial]] = {
+    "labels": [
+        Trial("10%", labels("10%", 400)),
+        Trial("all", labels("all", 800)),
+        Trial("1%", labels("1%", 200)),
+    ],
+    # From scratch with the work that pre-training cost on top (a step of it is two of fine-tuning
+    # in pictures, and 1.4 times the work a picture, by the rates measured).
+    "fair": [
+        Trial("all", labels("all", 800 + 7000), starts=(SCRATCH,), seeds=(0,)),
+        Trial("10%", labels("10%", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
+    ],
+    "choices": [
+        Trial("no layer decay", labels("10%", 400, tuning__layer_decay=1.0), starts=FROM),
+        Trial("special token", labels("10%", 400, tuning__pool="special"), starts=FROM),
+    ],
+    # The start is a finished classifier of the same classes at 64 px.
+    "resolution": [
+        Trial(
+            f"{size} px",
+            labels("all", 200, encoder__image_size=(size, size), optim__lr=3e-4),
+            starts=("classifier",),
+            seeds=(0,),
+        )
+        for size in (64, 96)
+    ],
+    "camvid": [
+        Trial(f"{kind}", masks(400, decoder__kind=kind), "segment", (SCRATCH, *FROM, "middle"))
+        for kind in ("pup", "upernet")
+    ],
+}
+
+
+def main() -> None:
+    """Run one experiment and write its record after each run."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--data", required=True, help="what `beit classify --data` takes")
+    parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--start", action="append", default=[], metavar="NAME=CKPT")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's own")
+    options = parser.parse_args()
+    starts = {SCRATCH: "none", **dict(pair.split("=", 1) for pair in options.start)}
+    options.results.mkdir(parents=True, exist_ok=True)
+    target = options.results / f"downstream-{options.experiment}.json"
+    record = {**provenance(), "data": Path(options.data).name, "rows": []}
+    trials = EXPERIMENTS[options.experiment]
+    for seed in options.seeds or sorted({seed for trial in trials for seed in trial.seeds}):
+        for trial in (trial for trial in trials if options.seeds or seed in trial.seeds):
+            for start in (start for start in trial.starts if start in starts):
+                row = run(options, trial, start, starts[start], seed)
+                record["rows"].append(row)
+                target.write_text(json.dumps(record, indent=1) + "\n")
+                print(trial.name, start, seed, row["validation"], flush=True)
+
+
+def run(
+    options: argparse.Namespace, trial: Trial, start: str, init: str, seed: int
+) -> dict[str, Any]:
+    """Do one fine-tuning, or read what it gave."""
+    out = options.runs / options.experiment / f"{trial.name}-{start}-seed-{seed}".replace(" ", "-")
+    changes = {**QUIET, **trial.changes, "engine.seed": seed}
+    if start == SCRATCH:
+        # Layer decay is for weights that know something already.
+        decay = "tuning.layer_decay" if trial.task == "classify" else "layer_decay"
+        changes[decay] = 1.0
+    started = time.monotonic()
+    if not (out / "result.json").is_file():
+        train = beit.classify if trial.task == "classify" else beit.segment
+        train("tiny", options.data, out, init=init, changes=changes, resume=out.exists())
+    result = json.loads((out / "result.json").read_text())
+    return {
+        "trial": trial.name,
+        "start": start,
+        "seed": seed,
+        "changes": changes,
+        "seconds": round(time.monotonic() - started),
+        "steps": result["steps"],
+        "validation": result["validation"],
+        "best": result["best"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Where and from what a number comes."""
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, day, machine and versions, for a record."""
+    script = Path(sys.argv[0]).name
+    words = [word for word in sys.argv[1:] if not word.startswith("/")]
+    return {
+        "command": " ".join(["python", f"benchmarks/{script}", *words[:1]]),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
+        if line.startswith("flags") and "avx512_bf16" in line:
+            return f"{platform.machine()} with AVX512-bf16"
+    return platform.processor() or platform.machine()

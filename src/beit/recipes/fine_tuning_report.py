@@ -1,0 +1,155 @@
+"""The parts of a report that a fine-tuning has: where it errs, and pictures to judge it by."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beit.batch import ImageBatch
+from beit.data.loader import whole_pairs
+from beit.data.pairs import open_pairs
+from beit.data.sources import Source
+from beit.evaluation.dense_inference import dense_classes
+from beit.nn.classifier import Classifier
+from beit.nn.segmenter import Segmenter
+from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
+from beit.recipes.evaluating import iou_table, matched_labels
+from beit.recipes.figures import BATCH, picture_rows, spread_over
+from beit.recipes.finished import Finished, read_finished
+from beit.recipes.run_files import RunFiles
+from beit.recipes.segment import logits_of, settings_of
+from beit.recipes.stage import prepared_batches
+from beit.report.confusion import confusion_figure
+from beit.report.figures import curves
+from beit.report.page import Figure, Section
+from beit.report.pictures import SheetRow, sheet
+from beit.report.tables import Table
+
+CLASSIFY_CURVES = ("loss", "accuracy", "top1", "lr")
+SEGMENT_CURVES = ("loss", "pixel_accuracy", "miou", "lr")
+SHOWN = 12
+MOST_LOOKED_AT = 1_000  # pictures in which the surest mistakes are looked for
+OVERLAYS = 8
+
+
+def classification_sections(run: RunFiles) -> list[Section]:
+    """Curves, the confusion matrix, and the mistakes that the model is surest of."""
+    assert isinstance(run.recipe, ClassifyRecipe)
+    sections = [
+        Section(
+            "Fine-tuning",
+            ["Points are measured over the whole validation set. " + _began(run)],
+            [Figure(curves(run.metrics, CLASSIFY_CURVES), "", "Curves of the fine-tuning")],
+        )
+    ]
+    found = _evaluation(run)
+    if found:
+        figure = confusion_figure(np.array(found["confusion"]), found["labels"])
+        caption = "Rows are the true classes, columns what the model says."
+        figures = [Figure(figure, caption, "Confusion matrix")]
+        sections.append(Section("Where it errs", [], figures, [_class_table(found)]))
+    if run.finished and run.source is not None and run.source.classes:
+        sections += _mistakes(read_finished(run.path), run.source)
+    return sections
+
+
+def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]:
+    """Curves, IoU by class, and overlays."""
+    sections = [
+        Section(
+            "Fine-tuning",
+            ["Points are measured over the whole validation set. " + _began(run)],
+            [Figure(curves(run.metrics, SEGMENT_CURVES), "", "Curves of the fine-tuning")],
+        )
+    ]
+    found = _evaluation(run)
+    if found:
+        sections.append(Section("By class", [], [], [iou_table(found)]))
+    if run.finished and run.source is not None:
+        sections.append(_overlays(run, recipe))
+    return sections
+
+
+def _began(run: RunFiles) -> str:
+    file = run.path / "initial.json"
+    if not file.is_file():
+        return ""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["init"] == "none":
+        return "The weights began at random."
+    return f"The weights began as those of {record['init']}."
+
+
+def _evaluation(run: RunFiles) -> dict[str, Any] | None:
+    file = run.path / "evaluation.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _class_table(found: dict[str, Any]) -> Table:
+    rows = [
+        [name, "–" if accuracy is None else f"{accuracy:.1%}", str(sum(row))]
+        for name, accuracy, row in zip(
+            found["labels"], found["per_class"], found["confusion"], strict=True
+        )
+    ]
+    return Table(["class", "right", "pictures"], rows, "The whole validation set")
+
+
+@torch.inference_mode()
+def _mistakes(finished: Finished, source: Source) -> list[Section]:
+    """The wrong answers that the model gives the highest probability."""
+    model = finished.model
+    assert isinstance(model, Classifier)
+    places, wrong = matched_labels(model, source), []
+    few = spread_over(source, MOST_LOOKED_AT)
+    for batch in prepared_batches(few, finished.views, None, BATCH, torch.device("cpu")):
+        wrong += _wrong(model, batch, places)
+    wrong.sort(key=lambda entry: -entry[0])
+    if not wrong:
+        return []
+    names = model.labels or source.classes
+    shown = wrong[:SHOWN]
+    captions = [f"{names[said]} {p:.0%}; is {names[true]}" for p, said, true, _ in shown]
+    pictures = picture_rows(torch.stack([image for _, _, _, image in shown]))
+    rows = [
+        SheetRow(list(pictures[s : s + 6]), captions=captions[s : s + 6], ends_band=True)
+        for s in range(0, len(shown), 6)
+    ]
+    text = f"Among {len(few)} pictures, those that the model is most wrong about."
+    return [Section("Surest mistakes", [text], [Figure(sheet(rows), "", "Surest mistakes")])]
+
+
+def _wrong(
+    model: Classifier, batch: ImageBatch, places: Tensor
+) -> list[tuple[float, int, int, Tensor]]:
+    assert batch.patch_view is not None and batch.label is not None
+    probability, said = model(batch.patch_view).softmax(-1).max(-1)
+    true = places[batch.label]
+    return [
+        (float(probability[row]), int(said[row]), int(true[row]), batch.patch_view[row])
+        for row in (said != true).nonzero().flatten().tolist()
+    ]
+
+
+@torch.inference_mode()
+def _overlays(run: RunFiles, recipe: SegmentRecipe) -> Section:
+    """Pictures, truth and prediction side by side."""
+    from beit.report.overlays import overlay_page
+
+    finished = read_finished(run.path)
+    model = finished.model
+    assert isinstance(model, Segmenter)
+    source = open_pairs(run.data, "val", reduce_zero_label=recipe.data.reduce_zero_label)
+    settings = settings_of(model, finished.facts)
+    wanted = set(np.linspace(0, len(source) - 1, min(OVERLAYS, len(source))).round().astype(int))
+    rows = []
+    for pair in whole_pairs(source):
+        if pair.index in wanted:
+            found = dense_classes(logits_of(model), pair.image, settings, torch.device("cpu"))
+            image = pair.image.permute(1, 2, 0).numpy()
+            rows.append((image, pair.mask.numpy(), found.numpy()))
+    page = overlay_page(rows, source.palette, source.classes)
+    caption = "Picture, truth, prediction; black is not counted."
+    return Section("Overlays", [], [Figure(page, caption, "Pictures with their masks")])

@@ -1,0 +1,85 @@
+"""A run folder as it is read again: its recipe, its metrics, its pictures."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from beit.data.sources import Source, open_source
+from beit.errors import UserError
+from beit.recipes.checks import read_recipe
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
+from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.overrides import validated
+from beit.report.metrics import Row, read_metrics
+
+# The first field that a recipe has and those after it have not.
+_TOLD_BY: dict[str, type[Recipe]] = {
+    "tuning": ClassifyRecipe,
+    "decoder": SegmentRecipe,
+    "encoder": PretrainRecipe,
+    "model": TokenizerRecipe,
+}
+
+
+def _kind_of(tree: Mapping[str, Any]) -> type[Recipe]:
+    return next((kind for field, kind in _TOLD_BY.items() if field in tree), TokenizerRecipe)
+
+
+@dataclass
+class RunFiles:
+    """A run folder as it is read for the report."""
+
+    path: Path
+    asked_data: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.path / "recipe.yaml").is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no recipe.yaml")
+        self.notes: list[str] = []
+
+    @cached_property
+    def recipe_text(self) -> str:
+        """The recipe as it is written."""
+        return (self.path / "recipe.yaml").read_text(encoding="utf-8")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the run was asked to do."""
+        tree = read_recipe(self.path / "recipe.yaml")
+        return validated(_kind_of(tree), tree, f"{self.path / 'recipe.yaml'}: ")
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """The rows of metrics.jsonl, none when there is no such file yet."""
+        file = self.path / "metrics.jsonl"
+        return read_metrics(file) if file.is_file() else []
+
+    @cached_property
+    def data(self) -> str:
+        """Where the pictures are."""
+        if self.asked_data:
+            return self.asked_data
+        file = self.path / "source.json"
+        if not file.is_file():
+            return "unknown"
+        return str(json.loads(file.read_text(encoding="utf-8"))["data"])
+
+    @cached_property
+    def source(self) -> Source | None:
+        """Pictures to show: the validation part, or the training part when there is no other."""
+        try:
+            source = open_source(self.data, "val")
+            return source if len(source) else open_source(self.data, "train")
+        except UserError as error:
+            if self.asked_data:
+                raise
+            self.notes.append(f"Without pictures: {error}. Give them with --data.")
+            return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final model is there."""
+        return (self.path / "config.json").is_file()

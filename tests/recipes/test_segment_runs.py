@@ -1,0 +1,195 @@
+"""Segmentation from the command line: what a run leaves, measures, predicts and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.files import sha256_of
+from beit.nn.segmenter import Segmenter
+from beit.recipes.saved_models import load
+from recipes.fine_tuning_runs import classifying, coloured
+from recipes.recipe_runs import beit, flags, pretraining, rows_of, stopped
+
+CLASSES = ("dark", "bright")
+SEGMENT = {
+    "encoder.width": 16,
+    "encoder.depth": 2,
+    "encoder.heads": 2,
+    "decoder.channels": 16,
+    "optim.batch": 4,
+    "optim.base_batch": 4,
+    "optim.steps": 6,
+    "optim.warmup_steps": 1,
+    "engine.save_every": 3,
+    "engine.evaluate_every": 2,
+}
+
+
+def segmenting(out: Path, data: object, init: object = "none", **fields: Any) -> list[str]:
+    changed = {name.replace("__", "."): value for name, value in fields.items()}
+    words = ["segment", "digits", "--data", data, "--out", out, "--init", init, "--json"]
+    return [*map(str, words), *flags({**SEGMENT, **changed})]
+
+
+def halves(folder: Path, counts: tuple[int, int, int] = (6, 3, 2)) -> Path:
+    """Pictures that are dark at the left and bright at the right, with the masks that say so."""
+    generator = np.random.default_rng(5)
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            height, width = 34 + 3 * number, 40 + 5 * number
+            edge = int(width * generator.uniform(0.3, 0.7))
+            mask = np.zeros((height, width), np.uint8)
+            mask[:, edge:] = 1
+            pixels = generator.integers(0, 60, (height, width, 3)) + 180 * mask[..., None]
+            mask[:2] = 255
+            name = f"{number:03d}"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"images/{split}/{name}.png")
+            Image.fromarray(mask).save(folder / f"annotations/{split}/{name}.png")
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return halves(tmp_path_factory.mktemp("data") / "halves")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("learned") / "run"
+    fields: dict[str, Any] = {"optim__steps": 40, "engine__evaluate_every": 20}
+    outcome = beit(*segmenting(out, data, optim__warmup_steps=4, optim__lr=0.005, **fields))
+    assert outcome.status == 0, outcome.err
+    return out
+
+
+def test_learns_and_leaves_everything(learned: Path) -> None:
+    result = json.loads((learned / "result.json").read_text())
+    assert result["validation"]["miou"] > 0.85 and result["best"]["miou"] > 0.85
+    for folder in (learned, learned / "best"):
+        model = load(folder)
+        assert isinstance(model, Segmenter) and model.labels == CLASSES
+    found = json.loads((learned / "evaluation.json").read_text())
+    assert found["labels"] == list(CLASSES) and len(found["iou"]) == 2
+    assert {"miou", "pixel_accuracy"} <= set(rows_of(learned, "val")[0])
+
+
+def test_evaluate_gives_the_run_s_own_numbers_and_reads_the_test_split(
+    learned: Path, data: Path
+) -> None:
+    outcome = beit("evaluate", learned, "--data", data, "--json")
+    assert outcome.status == 0, outcome.err
+    own = json.loads((learned / "result.json").read_text())["validation"]
+    assert outcome.result["miou"] == pytest.approx(own["miou"], abs=1e-9)
+    more = ["--split", "test", "--scales", "0.75", "1", "--flip"]
+    table = beit("evaluate", learned, "--data", data, *more)
+    assert table.status == 0 and "mean IoU" in table.out and "bright" in table.out
+
+
+def test_two_processes_measure_the_same(
+    learned: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = beit("evaluate", learned, "--data", data, "--json")
+    assert beit("evaluate", learned, "--data", data, "--json", "--processes", 2).status == 0
+    together = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert together == alone.result
+
+
+def test_predict_writes_masks_and_overlays(learned: Path, data: Path, tmp_path: Path) -> None:
+    out, twin = tmp_path / "masks", tmp_path / "twin"
+    twin.mkdir()
+    shutil.copy(data / "images" / "val" / "000.png", twin / "000.png")
+    pictures = [data / "images" / "val", twin / "000.png"]
+    outcome = beit("predict", learned, *pictures, "--out", out, "--lines")
+    assert outcome.status == 0, outcome.err
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [Path(line["mask"]).name for line in lines] == [
+        *("000.png", "001.png", "002.png", "000-2.png")
+    ]
+    for line in lines:
+        with Image.open(line["mask"]) as mask, Image.open(line["picture"]) as picture:
+            assert mask.size == picture.size and mask.mode == "P"
+            values = np.array(mask)
+        assert set(np.unique(values)) <= {0, 1}
+        assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-5)
+        assert Path(line["mask"]).with_suffix(".overlay.png").is_file()
+    with Image.open(data / "annotations" / "val" / "001.png") as mask:
+        truth = np.array(mask)
+    found = np.array(Image.open(out / "001.png"))
+    assert (found == truth)[truth != 255].mean() > 0.85
+    refused = beit("predict", learned, *pictures)
+    assert refused.status == 2 and "--out" in refused.complaint
+
+
+def test_starts_from_a_pretraining_and_from_a_classifier(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """Intermediate fine-tuning: pre-train, classify, segment (paper, section 3.2)."""
+    assert beit(*pretraining(tmp_path / "pre")).status == 0
+    photos = coloured(tmp_path / "photos")
+    words = classifying(tmp_path / "middle", photos, tmp_path / "pre", optim__steps=2)
+    assert beit(*words).status == 0
+    for start in ("pre", "middle"):
+        outcome = beit(*segmenting(tmp_path / f"from-{start}", data, tmp_path / start))
+        assert outcome.status == 0, outcome.err
+        assert "positions resized from 4x4 to 8x8" in outcome.err
+        assert "not used: 4 of its head" in outcome.err
+
+
+def test_a_segmenter_goes_on_with_its_decoder(learned: Path, data: Path, tmp_path: Path) -> None:
+    fields = {"optim__lr": 1e-9, "optim__steps": 1}
+    outcome = beit(*segmenting(tmp_path / "on", data, learned, **fields))
+    assert outcome.status == 0 and "not used" not in outcome.err, outcome.err
+    before = json.loads((learned / "result.json").read_text())["validation"]["miou"]
+    assert outcome.result["validation"]["miou"] == pytest.approx(before, abs=1e-3)
+    outcome = beit(*segmenting(tmp_path / "other", data, learned, decoder__channels=8, **fields))
+    assert outcome.status == 0 and "of its head" in outcome.err
+
+
+def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:
+    fields = {"encoder__drop_path": 0.1, "decoder__dropout": 0.1, "decoder__auxiliary": True}
+    run = tmp_path / "run"
+    words = segmenting(run, data, **fields)
+    for step in (2, 5):
+        assert stopped([*words, "--resume"], "SegmentTask", step).status == 143
+    assert beit(*words, "--resume").status == 0
+    assert beit(*segmenting(tmp_path / "whole", data, **fields)).status == 0
+    for name in ("model.safetensors", "metrics.jsonl", "evaluation.json", "best/model.safetensors"):
+        assert sha256_of(run / name) == sha256_of(tmp_path / "whole" / name), name
+
+
+def test_upernet_with_batch_norm_trains_and_loads(data: Path, tmp_path: Path) -> None:
+    fields = {"decoder__kind": "upernet", "decoder__norm": "batch", "encoder__image_size": [48, 48]}
+    outcome = beit(*segmenting(tmp_path / "run", data, **fields))
+    assert outcome.status == 0, outcome.err
+    again = beit("evaluate", tmp_path / "run", "--data", data, "--json")
+    expected = outcome.result["validation"]["miou"]
+    assert again.result["miou"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_refusals_before_anything_is_made(data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    next((broken / "annotations" / "train").iterdir()).unlink()
+    outcome = beit(*segmenting(tmp_path / "run", broken))
+    assert outcome.status == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    outcome = beit(*segmenting(tmp_path / "run", tmp_path))
+    assert outcome.status == 2 and "images" in outcome.complaint
+    outcome = beit(*segmenting(tmp_path / "run", data, decoder__kind="pupp"))
+    assert outcome.status == 2 and "decoder.kind" in outcome.complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_other_classes_are_refused(learned: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (other / "classes.txt").write_text("night\nday\n")
+    outcome = beit("evaluate", learned, "--data", other)
+    assert outcome.status == 2 and "night" in outcome.complaint
