@@ -192,7 +192,7 @@ def test_models_by_name(monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
 def test_other_colours_are_taken_care_of(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = vit_model()
     own = _by_name(monkeypatch, theirs, HALF)
-    assert "ImageNet's" in own.notes[-1] and own.fed == IMAGENET
+    assert "ImageNet's" in own.notes[-1] and own.prepared.fed == IMAGENET
     pixels = torch.rand(2, 3, 32, 32)
 
     def normalised(fed: Normalisation) -> Tensor:

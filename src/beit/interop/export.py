@@ -50,23 +50,38 @@ def with_tables_a_layer(config: EncoderConfig, ours: Tensors) -> tuple[EncoderCo
     return replace(config, relative_positions="per-layer"), kept
 
 
-def to_reference(encoder: Encoder, head: Head | MaskedPixelHead | None) -> Exported:
-    """The reference's `.pth`: {"model": state dict}, with its index buffers, strictly loadable."""
+def to_reference(
+    encoder: Encoder, head: Head | MaskedPixelHead | None, labels: Sequence[str] = ()
+) -> Exported:
+    """The reference's `.pth`: {"model": state dict}, with its index buffers, strictly loadable.
+
+    The classes' names stand beside it, under "labels", where the reference does not look.
+    """
     config, ours = encoder.config, state_of(encoder, head)
     theirs = _written(REFERENCE, config, ours, _kind(head, ours))
     for name in [name for name in theirs if name.endswith("relative_position_bias_table")]:
         stem = name.rpartition(".")[0]
         theirs[f"{stem}.{INDEX_SUFFIX}"] = relative_position_index(config.grid)
-    return Exported({"": torch_bytes({"model": theirs})})
+    beside = {"labels": list(labels)} if labels else {}
+    return Exported({"": torch_bytes({"model": theirs, **beside})})
 
 
 def to_transformers(
-    encoder: Encoder, head: Head | MaskedPixelHead | None, labels: Sequence[str] = ()
+    encoder: Encoder,
+    head: Head | MaskedPixelHead | None,
+    labels: Sequence[str] = (),
+    centre_share: float = 1.0,
 ) -> Exported:
     """A folder for `from_pretrained`: config.json, weights, and an image processor's config.
 
     Without a head it is a BeitModel, whose last LayerNorm (it cannot be left away) is the identity
     that a fresh LayerNorm is.
+
+    Args:
+        encoder: What to write.
+        head: What stands on top of it.
+        labels: The names of a classifier's classes.
+        centre_share: Of the sides of a picture, that the crop for evaluation keeps.
 
     Raises:
         UserError: Pictures or patches are no squares: transformers' BEiT cuts a rectangle's bias
@@ -89,8 +104,10 @@ def to_transformers(
     files = {
         "model.safetensors": save(theirs, {"format": "pt"}),
         "config.json": as_json(described),
-        "preprocessor_config.json": as_json(hub_processor(config)),
+        "preprocessor_config.json": as_json(hub_processor(config, centre_share)),
     }
+    if centre_share < 1:
+        notes.append("transformers' image processor squeezes pictures that are no squares")
     return Exported(files, tuple(notes))
 
 
@@ -103,11 +120,14 @@ def require_square(config: EncoderConfig) -> None:
         )
 
 
-def to_timm(encoder: Encoder, head: Head | MaskedPixelHead | None) -> Exported:
+def to_timm(
+    encoder: Encoder, head: Head | MaskedPixelHead | None, labels: Sequence[str] = ()
+) -> Exported:
     """A safetensors file that `timm.create_model(..., checkpoint_path=FILE)` loads strictly.
 
     timm's beit_* models have a bias table a layer, so a shared one is copied into each; they have
-    no mask embedding and no prediction of tokens.
+    no mask embedding and no prediction of tokens. What `create_model` must be told and the classes'
+    names stand in the file's header.
     """
     config, ours = encoder.config, state_of(encoder, head)
     notes: list[str] = []
@@ -131,7 +151,9 @@ def to_timm(encoder: Encoder, head: Head | MaskedPixelHead | None) -> Exported:
             torch.zeros(config.width),
         )
         notes.append("timm's last LayerNorm is as it is before training: ours has none")
-    told = {"timm": json.dumps(arguments)}
+    told = {"timm": json.dumps(arguments)} | (
+        {"labels": json.dumps(list(labels))} if labels else {}
+    )
     return Exported({"": save(theirs, told)}, tuple(notes), arguments)
 
 
@@ -217,14 +239,16 @@ def hub_labels(count: int, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def hub_processor(config: EncoderConfig) -> dict[str, Any]:
+def hub_processor(config: EncoderConfig, centre_share: float = 1.0) -> dict[str, Any]:
     """What transformers' image processor is to do to pictures."""
+    size = {"height": config.image_size[0], "width": config.image_size[1]}
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
-        "size": {"height": config.image_size[0], "width": config.image_size[1]},
+        "size": {name: round(side / centre_share) for name, side in size.items()},
         "resample": _BICUBIC,
-        "do_center_crop": False,
+        "do_center_crop": centre_share < 1,
+        "crop_size": size,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beit.errors import UserError
 from beit.interop.infer import Hints, Inferred, infer_config
+from beit.interop.linear_probes import require_no_probes
 from beit.interop.names import (
     BESIDE,
     INDEX_SUFFIX,
@@ -20,9 +21,10 @@ from beit.interop.names import (
     VIT,
     Layout,
 )
-from beit.interop.normalisation import IMAGENET, Normalisation, fold, normalisation_from
+from beit.interop.normalisation import IMAGENET, fold
 from beit.interop.plain_vit import completed, reason_against
 from beit.interop.segmentation import segmenter_on, split_segmenter
+from beit.interop.told import Prepared, labels_told, read_prepared, timm_told
 from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
 from beit.interop.unwrap import unwrapped
 from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
@@ -32,7 +34,6 @@ from beit.nn.position import relative_position_index
 from beit.nn.segmenter import Segmenter
 
 Head = MaskedTokenHead | ClassifierHead
-PROCESSOR = "preprocessor_config.json"
 MOCO_SMALL, MOCO_SMALL_HEADS = 384, 12  # its heads are half as wide as everybody else's
 
 
@@ -41,8 +42,8 @@ class ForeignModel:
     """An encoder, its head if it has one, and what was assumed or left out on the way.
 
     `layout` says whose names the file used; `labels` are the classes' names where a file has them;
-    `fed` is what pictures were normalised with, where a file says so; `segmenter` is the whole
-    model, on the same encoder, where the file held one.
+    `prepared` is how pictures were prepared, where a file says so; `segmenter` is the whole model,
+    on the same encoder, where the file held one.
     """
 
     encoder: Encoder
@@ -50,7 +51,7 @@ class ForeignModel:
     layout: str
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    fed: Normalisation | None = None
+    prepared: Prepared = Prepared()
     segmenter: Segmenter | None = None
 
 
@@ -84,6 +85,10 @@ def read_model(
         hints, labels = _hub_hints(file, config, hints, config_notes)
         file = _hub_weights(file)
     read = read_tensors(file)
+    require_no_probes(read, str(file))
+    if config is None:
+        hints, labels = timm_told(file, hints)
+        labels = labels or labels_told(read)
     parts = split_segmenter(read, str(file))
     if parts is not None:
         read, hints, labels = parts.encoder, parts.adjusted(hints), labels or parts.labels
@@ -101,7 +106,10 @@ def read_model(
             [*notes, *told],
             segmenter.labels,
         )
-    return replace(model, notes=tuple(notes), labels=labels, fed=_fed(Path(path)))
+    if len(labels) not in (0, _classes(model)):
+        notes, labels = [*notes, f"left out {len(labels)} names for {_classes(model)} classes"], ()
+    prepared = read_prepared(Path(path))
+    return replace(model, notes=tuple(notes), labels=labels, prepared=prepared)
 
 
 def model_from_tensors(
@@ -144,10 +152,12 @@ def model_from_tensors(
 
 def for_our_pictures(model: ForeignModel) -> ForeignModel:
     """A model that takes pictures as they are normalised here, whatever it was trained with."""
-    told = None if model.fed is None else fold(model.encoder, model.fed)
+    fed = model.prepared.fed
+    told = None if fed is None else fold(model.encoder, fed)
     if told is None:
         return model
-    return replace(model, notes=(*model.notes, told), fed=IMAGENET)
+    prepared = model.prepared._replace(fed=IMAGENET)
+    return replace(model, notes=(*model.notes, told), prepared=prepared)
 
 
 def _is_moco_small(prefix: str, tensors: Tensors) -> bool:
@@ -155,15 +165,10 @@ def _is_moco_small(prefix: str, tensors: Tensors) -> bool:
     return prefix in MOCO_PREFIXES and special is not None and special.shape[-1] == MOCO_SMALL
 
 
-def _fed(path: Path) -> Normalisation | None:
-    """What a transformers folder's image processor does to pictures."""
-    file = path / PROCESSOR
-    if not file.is_file():
-        return None
-    said = read_json(file)
-    if not said.get("do_normalize", True) or "image_mean" not in said:
-        return None
-    return normalisation_from(said["image_mean"], said.get("image_std"), str(file))
+def _classes(model: ForeignModel) -> int:
+    if model.segmenter is not None:
+        return model.segmenter.classes
+    return model.head.output.out_features if isinstance(model.head, ClassifierHead) else 0
 
 
 def _hub_weights(folder: Path) -> Path:

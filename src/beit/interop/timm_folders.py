@@ -9,8 +9,9 @@ import torch
 
 from beit.errors import UserError
 from beit.interop.models import ForeignModel
-from beit.interop.normalisation import Normalisation, normalisation_from
+from beit.interop.normalisation import normalisation_from
 from beit.interop.plain_vit import reason_in_parts
+from beit.interop.told import Prepared
 from beit.interop.weight_files import WEIGHTS, read_json
 from beit.nn.heads import ClassifierHead
 
@@ -25,7 +26,7 @@ class Described:
 
     heads: int
     image_size: tuple[int, int] | None
-    fed: Normalisation | None
+    prepared: Prepared
     labels: tuple[str, ...]
 
 
@@ -62,9 +63,18 @@ def _described(config: Mapping[str, Any], file: Path) -> Described:
     return Described(
         heads,
         (sides[0], sides[1]) if sides else None,
-        None if mean is None else normalisation_from(mean, pretrained.get("std"), str(file)),
+        Prepared(
+            None if mean is None else normalisation_from(mean, pretrained.get("std"), str(file)),
+            centre_share(pretrained),
+        ),
         tuple(map(str, labels)),
     )
+
+
+def centre_share(pretrained: Mapping[str, Any]) -> float | None:
+    """The share of the sides that timm's crop keeps; None where it is not said."""
+    share = float(pretrained.get("crop_pct") or 0)
+    return share if 0 < share <= 1 else None
 
 
 def _heads(architecture: str, file: Path) -> int:
@@ -95,4 +105,5 @@ def as_described(model: ForeignModel, described: Described) -> ForeignModel:
     """Add what the folder says to a model that was read from it."""
     head = model.head
     fits = isinstance(head, ClassifierHead) and head.output.out_features == len(described.labels)
-    return replace(model, fed=described.fed, labels=described.labels if fits else model.labels)
+    labels = described.labels if fits else model.labels
+    return replace(model, prepared=described.prepared, labels=labels)

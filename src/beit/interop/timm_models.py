@@ -13,9 +13,10 @@ from beit.errors import UserError
 from beit.interop.hub import first_line, impatient
 from beit.interop.infer import Hints
 from beit.interop.models import ForeignModel, for_our_pictures, model_from_tensors, read_model
-from beit.interop.normalisation import normalisation_from
+from beit.interop.normalisation import Normalisation, normalisation_from
 from beit.interop.plain_vit import reason_in_parts
-from beit.interop.timm_folders import as_described, described_by_timm, weights_in
+from beit.interop.timm_folders import as_described, centre_share, described_by_timm, weights_in
+from beit.interop.told import Prepared
 from beit.nn.encoder import Encoder
 
 PREFIX = "timm:"
@@ -28,6 +29,7 @@ def read_timm(
     image_size: tuple[int, int] | None = None,
     heads: int | None = None,
     average: bool = False,
+    fed: Normalisation | None = None,
 ) -> ForeignModel:
     """Read a backbone of timm's, or a file in one of the layouts of plain vision Transformers.
 
@@ -41,6 +43,7 @@ def read_timm(
         image_size: (height, width), for files that do not say and where it is no square.
         heads: Attention heads, for files that do not say how many.
         average: Take the moving average of the weights from a file that has both.
+        fed: What its pictures were normalised with; wins over what a file says.
 
     Returns:
         The encoder, its classifier if there is one, and what was assumed, filled in or left out.
@@ -49,20 +52,18 @@ def read_timm(
         UserError: There is no such model or file, its weights cannot be had, or it is not an
             encoder of ours.
     """
+    path, described = Path(spec), None
     if str(spec).startswith(PREFIX):
-        return for_our_pictures(_named(str(spec).removeprefix(PREFIX)))
-    path = Path(spec)
-    described = described_by_timm(path)
-    if described is None:
+        model = _named(str(spec).removeprefix(PREFIX))
+    elif (described := described_by_timm(path)) is None:
         model = read_model(path, image_size=image_size, heads=heads, average=average)
-        return for_our_pictures(model)
-    model = read_model(
-        weights_in(path),
-        image_size=image_size or described.image_size,
-        heads=heads or described.heads,
-        average=average,
-    )
-    return for_our_pictures(as_described(model, described))
+    else:
+        size, count = image_size or described.image_size, heads or described.heads
+        model = read_model(weights_in(path), image_size=size, heads=count, average=average)
+        model = as_described(model, described)
+    if fed is not None:
+        model = replace(model, prepared=model.prepared._replace(fed=fed))
+    return for_our_pictures(model)
 
 
 def _named(name: str) -> ForeignModel:
@@ -72,9 +73,8 @@ def _named(name: str) -> ForeignModel:
         _require_ours(where, _created(name, pretrained=False))
     theirs = _pretrained(name)
     said = theirs.pretrained_cfg
-    return replace(
-        from_module(theirs, where), fed=normalisation_from(said["mean"], said["std"], where)
-    )
+    fed = normalisation_from(said["mean"], said["std"], where)
+    return replace(from_module(theirs, where), prepared=Prepared(fed, centre_share(said)))
 
 
 def from_module(theirs: Any, where: str) -> ForeignModel:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -45,6 +45,19 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(read).__name__}, not a dictionary of tensors")
     _require_honest(path, read)
     return {str(name): value for name, value in read.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in a safetensors file's header.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error})") from error
 
 
 def _load(path: Path) -> Any:
