@@ -48,15 +48,25 @@ def _convert(commands: Any) -> None:
     text = "take other people's weights in, or write ours for their programs"
     convert = add_command(commands, "convert", text, _run_convert)
     convert.add_argument(
-        "source", metavar="IN", help="a folder, a .pth, a .safetensors, or DALL-E's encoder.pkl"
+        "source",
+        metavar="IN",
+        help="a folder, a .pth, a .safetensors, timm:NAME, hf://owner/name, or DALL-E's encoder.pkl",
     )
     convert.add_argument("target", metavar="OUT", help="folder or file to make")
-    formats = ("beit", "reference", "transformers", "timm")
+    formats = ("beit", "reference", "transformers", "timm", "onnx", "torch-export")
     convert.add_argument("--to", required=True, choices=formats, help="whose program is to read it")
     convert.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="if no square")
     convert.add_argument("--heads", type=int, metavar="N", help="attention heads, if nothing says")
     convert.add_argument("--ema", action="store_true", help="the moving average of the weights")
     convert.add_argument("--encoder-only", action="store_true", help="leave the head out")
+    convert.add_argument(
+        "--normalisation",
+        choices=("imagenet", "half"),
+        help="what the model was fed with, if its files do not say: ImageNet's, or 0.5 for all",
+    )
+    convert.add_argument(
+        "--data", metavar="SRC", default="digits", help="pictures to try a graph on (digits)"
+    )
 
 
 def _add_dense(command: Parser) -> None:
@@ -102,7 +112,14 @@ def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
     from beit.recipes.conversion import Options, convert
 
     size = None if options.image_size is None else (options.image_size[0], options.image_size[1])
-    wanted = Options(size, options.heads, options.ema, options.encoder_only)
+    wanted = Options(
+        size,
+        options.heads,
+        options.ema,
+        options.encoder_only,
+        options.normalisation,
+        options.data,
+    )
     result = convert(options.source, options.target, options.to, wanted)
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
