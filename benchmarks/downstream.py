@@ -37,13 +37,13 @@ class Trial:
 
 
 def labels(amount: str, steps: int, **changes: Any) -> dict[str, Any]:
-    """A classification with some of the labels; a double underscore stands for a dot."""
+    """A classification with some of the labels, measured at its end; a double underscore stands for a dot."""
     more = {name.replace("__", "."): value for name, value in changes.items()}
     return {
         "data.labels": amount,
         "optim.steps": steps,
         "optim.warmup_steps": steps // 10,
-        "engine.evaluate_every": max(100, steps // 4),
+        "engine.evaluate_every": steps,
         **more,
     }
 
@@ -59,13 +59,13 @@ FROM = ("short", "long")
 EXPERIMENTS: dict[str, list[Trial]] = {
     "labels": [
         Trial("10%", labels("10%", 400)),
-        Trial("all", labels("all", 800)),
+        Trial("all", labels("all", 400)),
         Trial("1%", labels("1%", 200)),
     ],
     # From scratch with the work that pre-training cost on top (a step of it is two of fine-tuning
     # in pictures, and 1.4 times the work a picture, by the rates measured).
     "fair": [
-        Trial("all", labels("all", 800 + 7000), starts=(SCRATCH,), seeds=(0,)),
+        Trial("all", labels("all", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
         Trial("10%", labels("10%", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
     ],
     "choices": [
