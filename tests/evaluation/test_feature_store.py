@@ -52,7 +52,7 @@ def test_what_is_read_is_what_was_computed_in_half_precision(tmp_path: Path) -> 
     np.testing.assert_array_equal(kept.features, features.half().numpy())
     np.testing.assert_array_equal(kept.labels, labels.numpy())
     assert isinstance(kept.features, np.memmap)
-    assert kept.note == "computed: none were kept"
+    assert kept.note == "computed, none were kept"
 
 
 def test_they_are_computed_once(tmp_path: Path) -> None:

@@ -98,20 +98,20 @@ def _read(folder: Path, origin: Origin) -> tuple[KeptFeatures | None, str]:
     """The kept set, or the reason why there is none that fits."""
     file = folder / _MANIFEST
     if not file.is_file():
-        return None, "computed: none were kept"
+        return None, "computed, none were kept"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            return None, "computed anew: those kept were pooled by another version"
+            return None, "computed anew, those kept were pooled by another version"
         for name, wanted in asdict(origin).items():
             if manifest["origin"][name] != wanted:
-                return None, f"computed anew: those kept are of {_OTHER[name]}"
+                return None, f"computed anew, those kept are of {_OTHER[name]}"
         features, labels = (
             np.load(folder / manifest[what], mmap_mode="r") for what in ("features", "labels")
         )
         _check(features, labels, manifest)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, f"computed anew: those kept cannot be read ({error})"
+        return None, f"computed anew, those kept cannot be read ({error})"
     return KeptFeatures(features, np.array(labels), "kept from before"), ""
 
 
