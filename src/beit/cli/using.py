@@ -50,7 +50,7 @@ def _convert(commands: Any) -> None:
     convert.add_argument(
         "source",
         metavar="IN",
-        help="a folder, a .pth, a .safetensors, timm:NAME, hf://owner/name, or DALL-E's encoder.pkl",
+        help="a folder, .pth, .safetensors, timm:NAME, hf://owner/name, or DALL-E's encoder.pkl",
     )
     convert.add_argument("target", metavar="OUT", help="folder or file to make")
     formats = ("beit", "reference", "transformers", "timm", "onnx", "torch-export")
