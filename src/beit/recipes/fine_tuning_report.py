@@ -23,6 +23,7 @@ from beit.recipes.segment import logits_of, settings_of
 from beit.recipes.stage import prepared_batches
 from beit.report.confusion import confusion_figure
 from beit.report.figures import curves
+from beit.report.overlays import overlay_page
 from beit.report.page import Figure, Section
 from beit.report.pictures import SheetRow, sheet
 from beit.report.tables import Table
@@ -136,8 +137,6 @@ def _wrong(
 @torch.inference_mode()
 def _overlays(run: RunFiles, recipe: SegmentRecipe) -> Section:
     """Pictures, truth and prediction side by side."""
-    from beit.report.overlays import overlay_page
-
     finished = read_finished(run.path)
     model = finished.model
     assert isinstance(model, Segmenter)

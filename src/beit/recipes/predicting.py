@@ -1,5 +1,6 @@
 """`beit predict`: what a trained model says of pictures."""
 
+import io
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
 from beit.recipes.finished import Finished, read_finished
 from beit.recipes.segment import logits_of, settings_of
+from beit.report.overlays import Colours, index_png, overlay
 
 BATCH = 64
 _NO_CHANCE = Key(0, 0, 0)
@@ -113,15 +115,13 @@ def _masks(
     bad: list[dict[str, str]],
 ) -> int:
     """Write an index PNG and an overlay for each picture; names follow the pictures'."""
-    from beit.report.overlays import index_png, overlay
-
     model = finished.model
     assert isinstance(model, Segmenter)
     if wishes.out is None:
         raise UserError("a segmenter writes masks: name a folder for them by --out")
     wishes.out.mkdir(parents=True, exist_ok=True)
     settings = settings_of(model, finished.facts, **wishes.dense)
-    palette = finished.facts.get("palette") or default_palette(model.classes)
+    palette = _palette(finished.facts)
     taken: set[str] = set()
     done = 0
     for index in range(len(files)):
@@ -135,10 +135,18 @@ def _masks(
         stem = _free_name(Path(os.fsdecode(files.paths[index])).stem, taken)
         mask, shown = wishes.out / f"{stem}.png", wishes.out / f"{stem}.overlay.png"
         atomic_write_bytes(mask, index_png(classes, palette))
-        atomic_write_bytes(shown, as_png(overlay(image, classes, palette, class_names(model))))
+        drawn = io.BytesIO()
+        overlay(image, classes, palette, class_names(model)).save(drawn, "PNG")
+        atomic_write_bytes(shown, drawn.getvalue())
         print(_mask_line(files.identity(index), mask, classes, model, lines=wishes.lines))
         done += 1
     return done
+
+
+def _palette(facts: Mapping[str, Any]) -> Colours | None:
+    """The colours that a segmenter was trained with, if any were given."""
+    stored = facts.get("palette")
+    return None if stored is None else [(int(r), int(g), int(b)) for r, g, b in stored]
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -20,6 +20,7 @@ from beit.recipes.figures import (
     neighbour_table,
     reconstruction_figure,
 )
+from beit.recipes.fine_tuning_report import classification_sections, segmentation_sections
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
@@ -59,8 +60,6 @@ def write_report(run: Path, data: str | None = None) -> Path:
 
 
 def _sections(run: RunFiles) -> tuple[str, list[Section]]:
-    from beit.recipes.fine_tuning_report import classification_sections, segmentation_sections
-
     recipe = run.recipe
     if isinstance(recipe, PretrainRecipe):
         return "Pre-training", _pretrain_sections(run)
