@@ -132,8 +132,12 @@ def test_a_broken_picture_is_left_out_and_said(
 
 
 def _refused(checkpoint: Path, data: Path | str, words: str, **options: str) -> None:
-    with pytest.raises(UserError, match=words):
-        probe(checkpoint, str(data), quiet=True, **options)  # type: ignore[arg-type]
+    """Refused in one sentence and before the model has seen a picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "pooled_batches", None)
+        with pytest.raises(UserError, match=words) as refusal:
+            probe(checkpoint, str(data), quiet=True, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)
 
 
 def test_unlabelled_pictures_are_refused(model: Path, colours: Path, tmp_path: Path) -> None:

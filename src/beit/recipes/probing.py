@@ -20,10 +20,10 @@ import torch
 from beit.data.augment import prepare
 from beit.data.labels import check_classes, choose_labels
 from beit.data.loader import evaluation_batches
-from beit.data.sources import Source, open_source
+from beit.data.sources import Source, labels_of, open_source
 from beit.data.views import ViewSettings
 from beit.errors import UserError
-from beit.evaluation.feature_store import KeptFeatures, Origin, Parts, kept_features, weights_hash
+from beit.evaluation.feature_store import Origin, Parts, kept_features, weights_hash
 from beit.evaluation.linear_probe import (
     METHODS,
     NEIGHBOURS,
@@ -31,6 +31,7 @@ from beit.evaluation.linear_probe import (
     LinearSettings,
     MethodResult,
     ProbeResult,
+    hold_out,
     probe_layers,
 )
 from beit.evaluation.neighbours import pooled_batches
@@ -99,36 +100,23 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     methods = _methods(method)
     train, test = _labelled(data, labels, seed)
     subject = _subject(checkpoint, image_size, choose_device(device))
+    _say(quiet, *subject.notes)
     with _folder(out) as folder:
-        _say(quiet, *subject.notes)
         name = "train" if labels == "all" else f"train-{_slug(labels)}-seed-{seed}"
         kept = folder / "features"
         learned = _features(subject, train, kept / name, ("training", quiet))
         measured = _features(subject, test, kept / "test", ("test", quiet))
         result = probe_layers(
-            LayerFeatures(learned.features, learned.labels),
-            LayerFeatures(measured.features, measured.labels),
-            methods,
-            settings=settings,
-            seed=seed,
-            device=subject.device,
+            learned, measured, methods, settings=settings, seed=seed, device=subject.device
         )
-        found = _described(result, subject, train, test)
-        found = {
-            "checkpoint": str(checkpoint),
-            "data": data,
-            "labels": labels,
-            "seed": seed,
-            **found,
-        }
-        if "paper" in methods:
-            found["settings"] = asdict(settings or LinearSettings())
-        table = probe_table(result)
-        if not quiet:
-            print(text_table(table))
-            print("\n".join(["", *sentences(result)]))
-        if out is not None:
-            _write(out, result, table, found)
+    asked = {"checkpoint": str(checkpoint), "data": data, "labels": labels, "seed": seed}
+    found = asked | _described(result, subject, train, test)
+    if "paper" in methods:
+        found["settings"] = asdict(settings or LinearSettings())
+    if not quiet:
+        print(text_table(probe_table(result)), "", *sentences(result), sep="\n")
+    if out is not None:
+        _write(out, result, found)
     return found
 
 
@@ -149,7 +137,9 @@ def _labelled(data: str, labels: str, seed: int) -> tuple[Source, Source]:
             "beside `train`"
         )
     check_classes(train, test)
-    return choose_labels(train, labels, seed), test
+    chosen = choose_labels(train, labels, seed)
+    hold_out(labels_of(chosen), seed)  # refused now, and not after a pass over the pictures
+    return chosen, test
 
 
 def _subject(
@@ -179,7 +169,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 def _features(
     subject: _Subject, source: Source, folder: Path, saying: tuple[str, bool]
-) -> KeptFeatures:
+) -> LayerFeatures:
     """Features of all pictures of a source, and a line on where they are from."""
     config = subject.encoder.config
     view = f"centre crop, {config.image_size[0]}x{config.image_size[1]}, bicubic"
@@ -190,7 +180,7 @@ def _features(
     left_out = f"; left out, because they cannot be read: {lost}" if lost else ""
     what, quiet = saying
     _say(quiet, f"features of {len(kept.labels)} {what} pictures {kept.note}{left_out}")
-    return kept
+    return LayerFeatures(kept.features, kept.labels)
 
 
 def _computed(subject: _Subject, source: Source) -> Parts:
@@ -274,7 +264,8 @@ def sentences(result: ProbeResult) -> list[str]:
     return said
 
 
-def _write(out: Path, result: ProbeResult, table: Table, found: dict[str, Any]) -> None:
+def _write(out: Path, result: ProbeResult, found: dict[str, Any]) -> None:
+    """The page, the curve and the numbers; the numbers last."""
     curves = [
         DepthCurve(_TITLES[method.method], [score.test for score in method.layers], method.best)
         for method in result.methods
@@ -294,7 +285,7 @@ def _write(out: Path, result: ProbeResult, table: Table, found: dict[str, Any]) 
                 "What can be read off after each block",
                 [_ABOUT, *(f"{sentence}." for sentence in sentences(result))],
                 [Figure(picture, "", "Accuracy over the depth of the model")],
-                [table],
+                [probe_table(result)],
             )
         ],
         footnotes=found["notes"],
