@@ -154,6 +154,8 @@ def sheet(
     title: str = "",
     column_titles: Sequence[str] = (),
     group: int = 0,
+    largest: int = _LARGEST_CELL,
+    footer: Pixels | None = None,
 ) -> bytes:
     """Lay rows of pictures out on one page, pixel for pixel.
 
@@ -162,11 +164,13 @@ def sheet(
         title: The title of the page.
         column_titles: What stands above the columns.
         group: Leave more room after every so many columns; 0 = nowhere.
+        largest: The most pixels a cell may be wide.
+        footer: What stands below it all, at its own size.
     """
     assert rows and any(row.pictures for row in rows), "a page needs a picture"
     columns = max(len(row.pictures) for row in rows)
     gutter = _GUTTER if any(row.title for row in rows) else 0
-    lefts, cell = _columns(columns, group, gutter)
+    lefts, cell = _columns(columns, group, gutter, largest)
     cells = [[fit(picture, cell) for picture in row.pictures] for row in rows]
     width = lefts[-1] + max(picture.shape[1] for row in cells for picture in row)
     least = round(len(title) * canvas.TITLE_SIZE * 0.8 * canvas.DENSITY)  # so that it is not cut
@@ -189,17 +193,22 @@ def sheet(
             for left, caption in zip(lefts, row.captions, strict=False)
         ]
         top += height + _GAP + (_TEXT_BAND if row.captions else 0) + (18 if row.ends_band else 0)
+    if footer is not None:
+        placed.append((top, 0, footer))
+        top, width = top + footer.shape[0], max(width, footer.shape[1])
     page = np.full((top, max(width, min(least, PAGE_WIDTH)), 3), 255, dtype=np.uint8)
     for at, left, picture in placed:
         page[at : at + picture.shape[0], left : left + picture.shape[1]] = picture
     return _write_on(page, title, text)
 
 
-def _columns(columns: int, group: int, gutter: int) -> tuple[list[int], int]:
+def _columns(
+    columns: int, group: int, gutter: int, largest: int = _LARGEST_CELL
+) -> tuple[list[int], int]:
     """Where columns begin, and how wide a cell may be. Cells are placed at their widest."""
     breaks = [place // group if group else 0 for place in range(columns)]
     gaps = (columns - 1) * _GAP + breaks[-1] * (_GROUP_GAP - _GAP)
-    cell = min(_LARGEST_CELL, (PAGE_WIDTH - gutter - gaps) // columns)
+    cell = min(largest, (PAGE_WIDTH - gutter - gaps) // columns)
     lefts = [
         gutter + place * (cell + _GAP) + breaks[place] * (_GROUP_GAP - _GAP)
         for place in range(columns)
