@@ -132,6 +132,19 @@ def test_ranks_change_nothing(tmp_path: Path, ranks: int) -> None:
     assert [child.exitcode for child in children] == [0] * ranks
 
 
+@pytest.mark.gpu
+def test_the_device_is_asked_at_the_end_alone() -> None:
+    logits, labels = (tensor.cuda() for tensor in _answers())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        score = _score(logits, labels, 32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found, expected = score.compute(), _score(*_answers(), 32).compute()
+    assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
+    assert torch.equal(found.confusion, expected.confusion)
+
+
 def _assert_same(one: ClassificationReport, other: ClassificationReport) -> None:
     assert one.metrics() == pytest.approx(other.metrics(), abs=1e-9)
     assert torch.equal(one.confusion, other.confusion)

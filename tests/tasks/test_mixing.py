@@ -153,3 +153,14 @@ def test_impossible_settings_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=next(iter(settings))):
             MixSettings(**settings)
+
+
+@pytest.mark.gpu
+def test_the_device_is_never_asked() -> None:
+    images, labels = (tensor.cuda() for tensor in _batch())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(6):
+            mixed(images, labels, CLASSES, _context(step), BOTH)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
