@@ -84,6 +84,7 @@ class ImageBatch(Travels):
     token_view: Tensor | None = None  # (B, 3, H', W') the same crop as the tokenizer sees it
     colour: ColourDraws | None = None  # None: no device augmentation
     masks: Masks | None = None
+    codes: Tensor | None = None  # (B, h, w) int64 visual tokens, where they were computed before
     label: Tensor | None = None  # (B,) int64, -1 = unlabelled
     target: Tensor | None = None  # (B, H, W) uint8 class of each pixel of the patch view
     replaced: tuple[tuple[int, str], ...] = ()  # (index, reason) of pictures that could not be read

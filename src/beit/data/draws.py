@@ -22,6 +22,7 @@ _ATTEMPTS = 10
 _ERASED = (0.02, 1 / 3)  # least and largest share of the area
 _ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 _NO_MASK = "none"
+_MASK = "mask"  # the stream of masks
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ class Key:
     seed: int
     epoch: int
     index: int
+    view_epoch: int | None = None  # whose view is used again; None = the epoch's own
+
+    @property
+    def view(self) -> int:
+        """The epoch that the view is drawn for."""
+        return self.epoch if self.view_epoch is None else self.view_epoch
 
     def generator(self, stream: str) -> np.random.Generator:
-        """The generator of one stream of this sample's draws."""
-        return sample_generator(self.seed, self.epoch, self.index, stream)
+        """The generator of one stream of this sample's draws.
+
+        Departure: where views are used again, all that makes a view (crop, flip, colour, what takes
+        the place of an unreadable picture) is drawn as in the epoch they are of; the mask is new.
+        """
+        epoch = self.epoch if stream == _MASK else self.view
+        return sample_generator(self.seed, epoch, self.index, stream)
 
 
 class Box(NamedTuple):
@@ -178,7 +190,7 @@ class MaskPlan:
         if self.name == _NO_MASK:
             return np.zeros(self.grid, np.bool_)
         return MASKERS[self.name](
-            key.generator("mask"),
+            key.generator(_MASK),
             self.grid,
             ratio=self.ratio,
             minimum_block=self.minimum_block,

@@ -4,7 +4,7 @@ A worker is given a run of positions and returns the whole micro-batch, so what 
 nothing but (seed, positions): not on which worker it was, nor on what came before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
@@ -19,7 +19,7 @@ from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.joint_views import JointViewSettings
 from beit.data.order import Shares, locate, positions
 from beit.data.pairs import PairSource
-from beit.data.samples import Kind, Pieces, Sample, Views, WholePairs
+from beit.data.samples import Codes, Kind, Pieces, Sample, Views, WholePairs
 from beit.data.sources import Source
 from beit.data.views import ViewSettings
 from beit.errors import UserError
@@ -40,6 +40,7 @@ class LoaderSettings:
     prefetch: int = 2  # micro-batches a worker has ready
     timeout: float = 300.0  # seconds a worker may take for a micro-batch; 0 = for ever
     pin_memory: bool = False  # for CUDA
+    views: int | None = None  # of each picture, used again in turn; None = a new one each epoch
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,17 @@ class _Item:
 
 @dataclass
 class _Batches(Dataset[_Item], Generic[Sample]):
-    """Maps a run of positions to a batch. In training a bad picture is replaced, else left out."""
+    """Maps a run of positions to a batch.
+
+    Positions are places in the order of training (`beit.data.order`) or, not shuffled, in that of
+    the source, one epoch after the other.
+    """
 
     kind: Kind[Sample]
     seed: int
-    training: bool
+    replaces: bool  # bad pictures; else they are left out
+    shuffled: bool
+    views: int | None = None  # as in `LoaderSettings`
 
     @property
     def source(self) -> Source:
@@ -86,11 +93,11 @@ class _Batches(Dataset[_Item], Generic[Sample]):
         return _Item(replace(self.kind.batch(kept, samples), replaced=tuple(bad)), tuple(bad))
 
     def _keys(self, where: range) -> list[Key]:
-        if not self.training:
-            return [Key(self.seed, 0, index) for index in where]
-        epochs, indices = locate(self.seed, len(self.source), where)
+        size = len(self.source)
+        epochs, indices = locate(self.seed, size, where, shuffled=self.shuffled)
         places = zip(epochs.tolist(), indices.tolist(), strict=True)
-        return [Key(self.seed, epoch, index) for epoch, index in places]
+        views = self.views
+        return [Key(self.seed, e, i, None if views is None else e % views) for e, i in places]
 
     def _sample(self, key: Key, bad: list[tuple[int, str]]) -> Sample | None:
         """The sample of a key; None when it is bad and not to be replaced."""
@@ -98,7 +105,7 @@ class _Batches(Dataset[_Item], Generic[Sample]):
             return self.kind.sample(key.index, key)
         except BadPicture as error:
             bad.append((key.index, error.reason))
-            return self._replacement(key, bad) if self.training else None
+            return self._replacement(key, bad) if self.replaces else None
 
     def _replacement(self, key: Key, bad: list[tuple[int, str]]) -> Sample:
         """Another picture in place of a bad one, drawn by the sample's own key (law 1).
@@ -127,6 +134,7 @@ def training_batches(
     settings: LoaderSettings,
     samples_seen: int,
     *,
+    codes: Codes | None = None,
     log: BadPictureLog | None = None,
 ) -> Iterator[ImageBatch]:
     """The micro-batches of this rank, for ever.
@@ -137,13 +145,14 @@ def training_batches(
         masks: How patches are masked; None = the batch has no masks.
         settings: Batch, ranks, workers.
         samples_seen: Samples of the global batches already trained on; the whole state.
+        codes: Visual tokens of the views, to travel with them.
         log: Takes the bad pictures and stops the run when there are too many.
 
     Raises:
         UserError: The source is empty, the batch cannot be cut, or too many pictures are bad.
         LoaderError: A worker died or hangs.
     """
-    kind = Views(WatchedReader(source, settings.workers), views, masks)
+    kind = Views(WatchedReader(source, settings.workers), views, masks, codes)
     return _endless(kind, settings, samples_seen, log)
 
 
@@ -155,7 +164,7 @@ def _endless(
     if len(source) == 0:
         raise UserError(f"{source.name} holds no picture to train on")
     shares = Shares(settings.batch_size, settings.ranks, settings.rank, settings.accumulation)
-    batches = _Batches(kind, settings.seed, True)
+    batches = _Batches(kind, settings.seed, True, True, settings.views)
     how = Fetching(settings.workers, settings.prefetch, settings.timeout, settings.pin_memory)
     return _logged(fetch(batches, positions(shares, samples_seen), kind.reader, how), log)
 
@@ -190,7 +199,30 @@ def evaluation_batches(
     where = _runs(len(source), batch_size, share)
     how = Fetching(min(workers, len(where)))
     reader = WatchedReader(source, how.workers)
-    batches = _Batches(Views(reader, views, masks), seed, False)
+    batches = _Batches(Views(reader, views, masks), seed, False, False)
+    return _logged(fetch(batches, where, reader, how), log)
+
+
+def ordered_batches(
+    source: Source,
+    views: ViewSettings,
+    settings: LoaderSettings,
+    where: Iterable[range],
+    *,
+    log: BadPictureLog | None = None,
+) -> Iterator[ImageBatch]:
+    """The views that training sees, in the order of the source: what a token bank is made of.
+
+    Args:
+        source: The pictures.
+        views: What is made of each.
+        settings: Seed and workers.
+        where: A batch each: position p is picture p % N in epoch p // N.
+        log: Takes the bad pictures, which are replaced as in training.
+    """
+    reader = WatchedReader(source, settings.workers)
+    batches = _Batches(Views(reader, views, None), settings.seed, True, False)
+    how = Fetching(settings.workers, settings.prefetch, settings.timeout, settings.pin_memory)
     return _logged(fetch(batches, where, reader, how), log)
 
 
@@ -253,7 +285,7 @@ def whole_pairs(
     where = _runs(len(source), 1, share)
     how = Fetching(min(workers, len(where)))
     reader = WatchedReader(source, how.workers)
-    items = fetch(_Batches(WholePairs(reader, source), 0, False), where, reader, how)
+    items = fetch(_Batches(WholePairs(reader, source), 0, False, False), where, reader, how)
     for batch in _logged(items, log or _Refusal(source)):
         assert batch.patch_view is not None and batch.target is not None
         yield WholePair(int(batch.index), batch.patch_view[0], batch.target[0])

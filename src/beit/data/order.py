@@ -58,10 +58,14 @@ def positions(shares: Shares, samples_seen: int) -> Iterator[range]:
         samples_seen += shares.batch_size
 
 
-def locate(seed: int, size: int, where: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def locate(
+    seed: int, size: int, where: range, *, shuffled: bool = True
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epochs and picture indices of a run of global positions, each (len(where),)."""
     line = np.arange(where.start, where.stop, dtype=np.int64)
     epochs, places = np.divmod(line, size)
+    if not shuffled:
+        return epochs, places
     indices = np.empty_like(places)
     for epoch in np.unique(epochs):
         of_epoch = epochs == epoch

@@ -37,6 +37,13 @@ class Kind(Protocol[Sample]):
         """Stack samples and add what is drawn for them."""
 
 
+class Codes(Protocol):
+    """Visual tokens that were computed before (`beit.tokenizer.bank`)."""
+
+    def read(self, views: Sequence[int], indices: Sequence[int], /) -> Tensor:
+        """The codes of these views of these pictures, (B, h, w) int64."""
+
+
 @dataclass(frozen=True)
 class Viewed:
     """A picture's two views and its class."""
@@ -48,11 +55,12 @@ class Viewed:
 
 @dataclass
 class Views:
-    """Views of pictures, with masked patches where wanted."""
+    """Views of pictures, with masked patches and with codes where wanted."""
 
     reader: WatchedReader
     views: ViewSettings
     masks: MaskPlan | None
+    codes: Codes | None = None
 
     def sample(self, index: int, key: Key, /) -> Viewed:
         """The views and the label of a picture."""
@@ -60,8 +68,9 @@ class Views:
         return Viewed(*make_views(image, self.views, key), self.reader.source.label(index))
 
     def batch(self, keys: list[Key], samples: list[Viewed], /) -> ImageBatch:
-        """Views, colour, masks and labels."""
+        """Views, colour, masks, codes and labels."""
         index, epoch = _identity(keys)
+        places = [key.view for key in keys], [key.index for key in keys]
         jitter, flip = self.views.jitter, self.views.flip
         return ImageBatch(
             index,
@@ -70,6 +79,7 @@ class Views:
             token_view=_stacked([sample.token_view for sample in samples]),
             colour=colour_draws(keys, jitter, flip=flip) if self.views.augments else None,
             masks=None if self.masks is None else draw_masks(self.masks, keys),
+            codes=None if self.codes is None else self.codes.read(*places),
             label=torch.tensor([sample.label for sample in samples]),
         )
 
