@@ -80,7 +80,11 @@ def test_blocks_after_the_last_that_is_read_do_not_run(kind: str) -> None:
     with torch.no_grad():
         for name in unread:
             state[name].fill_(float("nan"))
+    ran: list[int] = []
+    for number, block in enumerate(segmenter.encoder.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
     output = segmenter(pictures(segmenter))
+    assert ran == list(range(max(layers) + 1))
     assert output.logits.isfinite().all()
     torch.autograd.backward([output.logits.square().sum(), output.auxiliary.square().sum()])
     without = {name for name, parameter in state.items() if parameter.grad is None}
