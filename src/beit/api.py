@@ -16,6 +16,7 @@ from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
 from beit.recipes.predicting import predict
+from beit.recipes.probing import probe
 from beit.recipes.reporting import write_report
 from beit.recipes.saved_models import load
 from beit.recipes.segment import segment as _segment
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "probe",
     "recipe",
     "segment",
     "train_tokenizer",

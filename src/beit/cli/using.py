@@ -14,9 +14,10 @@ MODELS = (
 
 
 def add(commands: Any) -> None:
-    """Add `evaluate`, `predict` and `convert`."""
+    """Add `evaluate`, `predict`, `probe` and `convert`."""
     _evaluate(commands)
     _predict(commands)
+    _probe(commands)
     _convert(commands)
 
 
@@ -42,6 +43,25 @@ def _predict(commands: Any) -> None:
     predict.add_argument("--out", metavar="FOLDER", help="for masks and overlays of a segmenter")
     _add_dense(predict)
     predict.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
+
+
+def _probe(commands: Any) -> None:
+    text = "measure frozen features after every block: linear probes, nearest neighbours"
+    probe = add_command(commands, "probe", text, _run_probe)
+    probe.add_argument("model", metavar="CKPT", help="any model with an encoder")
+    probe.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
+    probe.add_argument("--out", metavar="FOLDER", help="for the table, the curve and the features")
+    ways = ("quick", "paper", "neighbours", "all")
+    probe.add_argument(
+        "--method",
+        choices=ways,
+        default="quick",
+        help="quick: logistic regression; paper: one trained head a block; neighbours; all (quick)",
+    )
+    probe.add_argument("--labels", default="all", help="all, 10%% of each class, or 50/class")
+    probe.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+    probe.add_argument("--image-size", type=int, metavar="PIXELS", help="the model's by default")
+    probe.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
 
 
 def _convert(commands: Any) -> None:
@@ -106,6 +126,22 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
     out = None if options.out is None else Path(options.out)
     wishes = Wishes(options.top, options.lines, out, _dense(options))
     return predict(options.model, options.pictures, wishes, options.device)
+
+
+def _run_probe(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.probing import probe
+
+    return probe(
+        options.model,
+        options.data,
+        out=None if options.out is None else Path(options.out),
+        method=options.method,
+        labels=options.labels,
+        seed=options.seed,
+        device=options.device,
+        image_size=None if options.image_size is None else (options.image_size,) * 2,
+        quiet=options.json,
+    )
 
 
 def _run_convert(options: argparse.Namespace) -> dict[str, Any]:

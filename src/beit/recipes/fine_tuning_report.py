@@ -30,7 +30,7 @@ from beit.report.tables import Table
 
 CLASSIFY_CURVES = ("loss", "accuracy", "top1", "lr")
 SEGMENT_CURVES = ("loss", "pixel_accuracy", "miou", "lr")
-SHOWN = 12
+SHOWN, COLUMNS = 12, 4
 MOST_LOOKED_AT = 1_000  # pictures in which the surest mistakes are looked for
 OVERLAYS = 8
 
@@ -115,8 +115,10 @@ def _mistakes(finished: Finished, source: Source) -> list[Section]:
     captions = [f"{names[said]} {p:.0%}; is {names[true]}" for p, said, true, _ in shown]
     pictures = picture_rows(torch.stack([image for _, _, _, image in shown]))
     rows = [
-        SheetRow(list(pictures[s : s + 6]), captions=captions[s : s + 6], ends_band=True)
-        for s in range(0, len(shown), 6)
+        SheetRow(
+            list(pictures[s : s + COLUMNS]), captions=captions[s : s + COLUMNS], ends_band=True
+        )
+        for s in range(0, len(shown), COLUMNS)
     ]
     text = f"Among {len(few)} pictures, those that the model is most wrong about."
     return [Section("Surest mistakes", [text], [Figure(sheet(rows), "", "Surest mistakes")])]
