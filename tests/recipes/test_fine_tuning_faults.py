@@ -1,0 +1,163 @@
+"""Fine-tunings that are killed, diverge, or are asked for with data that will not do."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from beit.files import sha256_of
+from recipes.fine_tuning_runs import classifying, coloured, halves, segmenting
+from recipes.recipe_runs import Blow, beit, in_child, rows_of
+
+KILL = signal.SIGKILL
+ENDS = ("model.safetensors", "metrics.jsonl", "evaluation.json", "best/model.safetensors")
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_killed_anywhere_it_ends_the_same(task: str, tmp_path: Path) -> None:
+    """kill -9 in steps, inside the saving of the best model, and before the last files."""
+    words, name = _words(task, tmp_path / "data"), {"classify": "Classify", "segment": "Segment"}
+    run, log = tmp_path / "run", tmp_path / "log"
+    blows = [
+        Blow(KILL, f"{name[task]}Task", 1),
+        Blow(KILL, file="best/config.json"),
+        Blow(KILL, f"{name[task]}Task", 4),
+        Blow(KILL, file="run/evaluation.json"),
+        Blow(KILL, file="run/config.json"),
+    ]
+    for blow in blows:
+        assert in_child([*words(run), "--resume"], log, blow) == -KILL, log.read_text()
+    assert in_child([*words(run), "--resume"], log) == 0, log.read_text()
+    assert beit(*words(tmp_path / "whole")).status == 0
+    for end in ENDS:
+        assert sha256_of(run / end) == sha256_of(tmp_path / "whole" / end), end
+    assert [row["step"] for row in rows_of(run)] == list(range(1, 7))
+
+
+def _words(task: str, data: Path) -> Callable[[Path], list[str]]:
+    if task == "classify":
+        coloured(data)
+        return lambda out: classifying(out, data, encoder__drop_path=0.1, mixing__mixup=0.8)
+    halves(data)
+    return lambda out: segmenting(out, data, encoder__drop_path=0.1, decoder__dropout=0.1)
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(task: str, tmp_path: Path) -> None:
+    words, run = _words(task, tmp_path / "data"), tmp_path / "run"
+    fields = ["--optim.lr=1e30", "--optim.clip=null", "--engine.save_every=1"]
+    outcome = beit(*words(run), *fields)
+    assert outcome.status == 1 and "finite" in outcome.complaint, outcome.err
+    assert "Traceback" not in outcome.err
+    saved = sorted((run / "checkpoints").iterdir())
+    tensors = load_file(saved[-1] / "model.safetensors")
+    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+    assert list(run.glob("failure-step-*"))
+
+
+def _photos(spoil: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        data = coloured(folder / "data")
+        spoil(data)
+        return classifying(folder / "run", data)
+
+    return make
+
+
+def _pairs(spoil: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        data = halves(folder / "data")
+        spoil(data)
+        return segmenting(folder / "run", data)
+
+    return make
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _only(data: Path, kept: str, pictures: int = 99) -> None:
+    for split in ("train", "val"):
+        for home in (data / split).iterdir():
+            if home.name != kept:
+                shutil.rmtree(home)
+            for file in sorted(home.glob("*.png"))[pictures:]:
+                file.unlink()
+
+
+def _flat(data: Path) -> None:
+    for split in ("train", "val"):
+        for number, file in enumerate(sorted((data / split).rglob("*.png"))):
+            file.rename(data / split / f"{number}.png")
+        for home in list((data / split).iterdir()):
+            if home.is_dir():
+                home.rmdir()
+
+
+def _mask(value: int | None = None, size: tuple[int, int] | None = None) -> Callable[[Path], None]:
+    def spoil(data: Path) -> None:
+        file = data / "annotations" / "train" / "002.png"
+        mask = np.array(Image.open(file)) if size is None else np.zeros(size, np.uint8)
+        if value is not None:
+            mask[5, 5] = value
+        Image.fromarray(mask).save(file)
+
+    return spoil
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "empty class": (_photos(lambda data: _empty(data / "train" / "red")), ["red"]),
+    "single class": (_photos(lambda data: _only(data, "red")), ["red"]),
+    "one picture": (_photos(lambda data: _only(data, "red", 1)), ["one"]),
+    "class only in train": (_photos(lambda data: shutil.rmtree(data / "val" / "red")), ["red"]),
+    "class only in val": (_photos(lambda data: shutil.rmtree(data / "train" / "red")), ["red"]),
+    "labels missing": (_photos(_flat), ["no classes", "folder of its name"]),
+    "mask of another size": (_pairs(_mask(size=(9, 9))), ["002", "9"]),
+    "unknown mask value": (_pairs(_mask(value=77)), ["77"]),
+    "mask missing": (
+        _pairs(lambda data: (data / "annotations" / "train" / "003.png").unlink()),
+        ["003"],
+    ),
+    "picture missing": (
+        _pairs(lambda data: (data / "images" / "val" / "001.png").unlink()),
+        ["001"],
+    ),
+    "no masks": (_pairs(lambda data: shutil.rmtree(data / "annotations")), ["annotations"]),
+    "one class of pixels": (
+        _pairs(lambda data: (data / "classes.txt").write_text("all\n")),
+        ["class"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_in_one_sentence_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    make, words = REFUSALS[name]
+    outcome = beit(*make(tmp_path))
+    assert outcome.status == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert all(word in outcome.complaint for word in words), outcome.complaint
+    assert not (tmp_path / "run").exists()
+    assert json.dumps(outcome.complaint)
+
+
+def test_an_init_that_fits_only_in_part_is_told_in_a_line_and_in_full(tmp_path: Path) -> None:
+    data = coloured(tmp_path / "data")
+    assert beit(*classifying(tmp_path / "first", data)).status == 0
+    two = coloured(tmp_path / "two", classes=("blue", "red"))
+    outcome = beit(*classifying(tmp_path / "second", two, tmp_path / "first"))
+    assert outcome.status == 0
+    told = [line for line in outcome.err.splitlines() if line.startswith("classify: starting")]
+    assert len(told) == 1 and "not used: 4 of its head" in told[0]
+    record: dict[str, Any] = json.loads((tmp_path / "second" / "initial.json").read_text())
+    tensors = load_file(tmp_path / "first" / "model.safetensors")
+    assert sorted([*record["used"], *record["not_used"]]) == sorted(tensors)
