@@ -70,6 +70,10 @@ def test_configurations_survive_json(kind: Any) -> None:
         ({"pyramid": (1.0,), "layers": (1,)}, "two or more"),
         ({"chanels": 3}, "unknown 'chanels'"),
         ({"layers": 3}, "does not describe"),
+        ({"classes": 5.0}, "whole numbers"),
+        ({"layers": ["0", 1, 2, 3]}, "whole numbers"),
+        ({"pyramid": [[4.0], 2.0, 1.0, 0.5]}, "does not describe"),
+        ({"pooling": [1, 300]}, "at most 256"),
     ],
     ids=str,
 )

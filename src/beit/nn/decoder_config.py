@@ -75,6 +75,8 @@ class DecoderConfig:
 
     def _require_sizes(self) -> None:
         sizes = (self.classes, self.channels, self.auxiliary_channels, *self.pooling)
+        if not all(isinstance(size, int) for size in (*sizes, *self.layers)):
+            raise UserError(f"sizes and layers of a decoder are whole numbers: {self}")
         if min(sizes) < 1 or not self.pooling:
             raise UserError(f"every size of a decoder must be at least 1: {self}")
         if len(self.pooling) > _MOST_GRIDS or max(self.pooling) > _LARGEST_GRID:
