@@ -17,8 +17,8 @@ from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
 from beit.recipes.predicting import predict
 from beit.recipes.probing import probe
+from beit.recipes.publishing import load, push
 from beit.recipes.reporting import write_report
-from beit.recipes.saved_models import load
 from beit.recipes.segment import segment as _segment
 from beit.recipes.stage import RunRequest
 from beit.tokenizer.dvae import DiscreteVAE
@@ -31,6 +31,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "push",
     "recipe",
     "segment",
     "train_tokenizer",

@@ -7,10 +7,11 @@ from typing import Any
 
 from beit.data.views import ViewSettings
 from beit.errors import UserError
+from beit.interop import hub
 from beit.nn.classifier import Classifier
-from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
+from beit.recipes.foreign import facts_of, whole
 from beit.recipes.initial import read_initial
 
 Usable = Classifier | Segmenter
@@ -41,7 +42,7 @@ def read_finished(spec: str | Path) -> Finished:
     Raises:
         UserError: It holds no such model.
     """
-    path = Path(spec)
+    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         model = saved_models.load(path)
         if isinstance(model, (Classifier, Segmenter)):
@@ -50,7 +51,8 @@ def read_finished(spec: str | Path) -> Finished:
             f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
             f"first: beit classify (or segment) RECIPE --init {spec} ..."
         )
-    given = read_initial(spec)
-    if not isinstance(given.head, ClassifierHead):
+    found = read_initial(spec).foreign
+    theirs = None if found is None else whole(found)
+    if found is None or not isinstance(theirs, (Classifier, Segmenter)):
         raise UserError(f"{spec} has no classifier; fine-tune it first: beit classify ... --init")
-    return Finished(Classifier(given.encoder, given.head, given.labels).eval())
+    return Finished(theirs, facts_of(found))

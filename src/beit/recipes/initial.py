@@ -11,6 +11,7 @@ from torch import nn
 from beit.errors import UserError
 from beit.files import atomic_write_text
 from beit.interop import hub, timm_models
+from beit.interop.models import ForeignModel
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.decoder_config import DecoderConfig
@@ -19,6 +20,7 @@ from beit.nn.resize import adapted
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.build import INITIALISATION_STREAM, encoder_config_of
+from beit.recipes.foreign import head_of
 from beit.recipes.models import EncoderRecipe
 
 NOTHING = "none"
@@ -35,6 +37,7 @@ class Initial:
         labels: The classes of a classifier or segmenter, where known.
         decoder: What a segmenter's head is made of.
         notes: What was assumed or left out on the way.
+        foreign: All that was read of other people's files.
     """
 
     encoder: Encoder
@@ -43,6 +46,7 @@ class Initial:
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     decoder: DecoderConfig | None = None
+    foreign: ForeignModel | None = None
 
 
 def read_initial(spec: str | Path) -> Initial:
@@ -56,8 +60,7 @@ def read_initial(spec: str | Path) -> Initial:
         UserError: There is nothing there, or nothing with an encoder in it.
     """
     if str(spec).startswith(timm_models.PREFIX):
-        model = timm_models.read_timm(spec)
-        return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
+        return _theirs(timm_models.read_timm(spec))
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if not path.exists():
         raise UserError(
@@ -66,15 +69,21 @@ def read_initial(spec: str | Path) -> Initial:
         )
     if path.is_dir() and "kind" in saved_models.read_config(path):
         return _ours(path)
-    model = timm_models.read_timm(path)
-    return Initial(model.encoder, model.head, model.layout, model.labels, model.notes)
+    return _theirs(timm_models.read_timm(path))
+
+
+def _theirs(found: ForeignModel) -> Initial:
+    told = found.layout, found.labels, found.notes
+    if found.segmenter is None:
+        return Initial(found.encoder, found.head, *told, foreign=found)
+    head, decoder = head_of(found.segmenter), found.segmenter.config
+    return Initial(found.encoder, head, *told, decoder=decoder, foreign=found)
 
 
 def _ours(path: Path) -> Initial:
     model = saved_models.load(path)
     if isinstance(model, Segmenter):
-        parts = {"decoder": model.decoder, "auxiliary": model.auxiliary}
-        head = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        head = head_of(model)
         return Initial(model.encoder, head, labels=model.labels, decoder=model.config)
     if isinstance(model, Classifier):
         return Initial(model.encoder, model.head, labels=model.labels)

@@ -1,0 +1,35 @@
+"""Other people's models, whole, as ours are."""
+
+from typing import Any
+
+from torch import nn
+
+from beit.interop.models import ForeignModel
+from beit.nn.classifier import Classifier
+from beit.nn.encoder import Encoder
+from beit.nn.heads import ClassifierHead
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.segmenter import Segmenter
+
+
+def whole(found: ForeignModel) -> Segmenter | Classifier | MaskedImageModel | Encoder:
+    """The model that a file held, in evaluation mode."""
+    if found.segmenter is not None:
+        return found.segmenter.eval()
+    if found.head is None:
+        return found.encoder
+    if isinstance(found.head, ClassifierHead):
+        return Classifier(found.encoder, found.head, found.labels).eval()
+    return MaskedImageModel(found.encoder, found.head).eval()
+
+
+def head_of(segmenter: Segmenter) -> nn.ModuleDict:
+    """What a segmenter has beside its encoder."""
+    parts = {"decoder": segmenter.decoder, "auxiliary": segmenter.auxiliary}
+    return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
+
+def facts_of(found: ForeignModel) -> dict[str, Any]:
+    """What a config.json of ours would say besides: how a picture is cut."""
+    share = found.prepared.centre_share
+    return {} if share is None else {"view": {"centre_share": share}}
