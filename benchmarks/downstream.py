@@ -37,7 +37,7 @@ class Trial:
 
 
 def labels(amount: str, steps: int, **changes: Any) -> dict[str, Any]:
-    """A classification with some of the labels, measured at its end; a double underscore stands for a dot."""
+    """A classification with some of the labels, measured at its end; `__` stands for a dot."""
     more = {name.replace("__", "."): value for name, value in changes.items()}
     return {
         "data.labels": amount,
@@ -82,9 +82,10 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         )
         for size in (64, 96)
     ],
+    # "middle" is a classifier fine-tuned on imagenette from the short pre-training.
     "camvid": [
-        Trial(f"{kind}", masks(400, decoder__kind=kind), "segment", (SCRATCH, *FROM, "middle"))
-        for kind in ("pup", "upernet")
+        Trial("pup", masks(400), "segment", (SCRATCH, "short", "middle", "long")),
+        Trial("upernet", masks(400, decoder__kind="upernet"), "segment", (SCRATCH, "short")),
     ],
 }
 
@@ -128,6 +129,7 @@ def run(
         train = beit.classify if trial.task == "classify" else beit.segment
         train("tiny", options.data, out, init=init, changes=changes, resume=out.exists())
     result = json.loads((out / "result.json").read_text())
+    more = {} if trial.task == "classify" else {"test": tested(out, options.data)}
     return {
         "trial": trial.name,
         "start": start,
@@ -137,7 +139,17 @@ def run(
         "steps": result["steps"],
         "validation": result["validation"],
         "best": result["best"],
+        **more,
     }
+
+
+def tested(run: Path, data: str) -> dict[str, Any]:
+    """Measure a segmenter on the test split, or read what was measured."""
+    file = run / "test.json"
+    if not file.is_file():
+        beit.evaluate(run, data, split="test", out=str(file), quiet=True)
+    found = json.loads(file.read_text())
+    return {name: found[name] for name in ("miou", "pixel_accuracy", "iou", "pictures")}
 
 
 if __name__ == "__main__":
