@@ -237,7 +237,8 @@ def _data(story: Story) -> str:
         if name in story.result:
             rows.append((name.replace("_", " "), f"{int(story.result[name]):,}"))
     if "init" in story.initial:
-        rows.append(("began from", _code(without_paths(str(story.initial["init"])))))
+        began = str(story.initial["init"])
+        rows.append(("began from", "scratch" if began == "none" else _code(without_paths(began))))
     text = yaml.safe_dump(dict(story.recipe), sort_keys=False, allow_unicode=True)
     whole = f"<details><summary>The whole recipe</summary>\n\n```yaml\n{text}```\n\n</details>\n"
     return f"{_table(('', ''), rows)}\n{whole}"
