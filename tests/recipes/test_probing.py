@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from beit.errors import UserError
-from beit.evaluation.linear_probe import LinearSettings
+from beit.evaluation.linear_probe import LayerScore, LinearSettings, MethodResult, ProbeResult
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.recipes import probing
@@ -82,15 +82,44 @@ def test_the_pictures_are_encoded_once(
     model: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = probe(model, str(colours), out=tmp_path, quiet=True)
+    few = probe(model, str(colours), out=tmp_path, labels="5/class", quiet=True)
 
     def never(*_: object) -> None:
         raise AssertionError("the features were there")
 
     monkeypatch.setattr(probing, "pooled_batches", never)
     assert probe(model, str(colours), out=tmp_path, quiet=True) == first
+    assert probe(model, str(colours), out=tmp_path, labels="5/class", quiet=True) == few
     probe(model, str(colours), out=tmp_path, method="neighbours", quiet=True)
     with pytest.raises(AssertionError, match="were there"):  # other labels are other pictures
-        probe(model, str(colours), out=tmp_path, labels="5/class", quiet=True)
+        probe(model, str(colours), out=tmp_path, labels="4/class", quiet=True)
+
+
+def test_what_is_said_of_the_choice() -> None:
+    scores = [(0.5, 0.9), (0.7, 0.6), (0.6, 0.8)]
+    layers = tuple(LayerScore(held_out, test, 0.1) for held_out, test in scores)
+    result = ProbeResult((MethodResult("quick", layers),), 100, 20, 50, 0.25)
+    assert probing.sentences(result) == [
+        "logistic regression: best after block 2 of 3, 60.0% on the test pictures "
+        "(the last block: 80.0%); had the test pictures chosen, block 1 with 90.0%"
+    ]
+    rows = [list(row) for row in probing.probe_table(result).rows]
+    assert rows == [["1", "50.0", "90.0"], ["2", "70.0*", "60.0"], ["3", "60.0", "80.0"]]
+    described = probing.describe_method(result.methods[0])
+    assert described.pop("layers")[1] == {
+        "block": 2,
+        "held_out": 0.7,
+        "test": 0.6,
+        "penalty": 0.1,
+    }
+    assert described == {
+        "best_block": 2,
+        "held_out": 0.7,
+        "test": 0.6,
+        "last_block_test": 0.8,
+        "best_block_on_test": 1,
+        "best_test": 0.9,
+    }
 
 
 def test_nothing_is_left_or_printed_when_not_asked(

@@ -205,11 +205,12 @@ def _described(
         "pictures": {"train": result.train, "held_out": result.held_out, "test": result.test},
         "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
         "most_frequent_class": result.most_frequent,
-        "methods": {method.method: _method(method) for method in result.methods},
+        "methods": {method.method: describe_method(method) for method in result.methods},
     }
 
 
-def _method(result: MethodResult) -> dict[str, Any]:
+def describe_method(result: MethodResult) -> dict[str, Any]:
+    """One method as plain data; blocks are numbered from 1."""
     layers = [
         {"block": block, **{k: v for k, v in asdict(score).items() if v is not None}}
         for block, score in enumerate(result.layers, start=1)
