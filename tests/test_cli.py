@@ -119,7 +119,7 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(name: str, tmp_path: Path) 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-HELP = "demo tokenizer pretrain classify segment evaluate predict probe data recipes".split()
+HELP = "demo tokenizer pretrain classify segment evaluate predict probe push data recipes".split()
 HELP += ["", "data check", "data info"]
 
 

@@ -14,11 +14,12 @@ MODELS = (
 
 
 def add(commands: Any) -> None:
-    """Add `evaluate`, `predict`, `probe` and `convert`."""
+    """Add `evaluate`, `predict`, `probe`, `convert` and `push`."""
     _evaluate(commands)
     _predict(commands)
     _probe(commands)
     _convert(commands)
+    _push(commands)
 
 
 def _evaluate(commands: Any) -> None:
@@ -87,6 +88,19 @@ def _convert(commands: Any) -> None:
     convert.add_argument(
         "--data", metavar="SRC", default="digits", help="pictures to try a graph on (digits)"
     )
+
+
+def _push(commands: Any) -> None:
+    text = "publish a trained model, with a card made from the run"
+    push = add_command(commands, "push", text, _run_push)
+    push.add_argument("run_folder", metavar="RUN", help="a finished run, or its best")
+    push.add_argument(
+        "target", metavar="TARGET", help="hf://owner/name, or a folder for what would be uploaded"
+    )
+    push.add_argument("--licence", metavar="NAME", help="of the weights, such as apache-2.0")
+    push.add_argument("--public", action="store_true", help="let everybody see it (private)")
+    push.add_argument("--data-name", metavar="TEXT", help="what the card calls the pictures")
+    push.add_argument("--note", default="", metavar="TEXT", help="Markdown to add to the card")
 
 
 def _add_dense(command: Parser) -> None:
@@ -161,4 +175,20 @@ def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr)
     if not options.json:
         print(f"{result['from']} -> {result['to']}: {result['out']}")
+    return result
+
+
+def _run_push(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.publishing import push
+
+    result = push(
+        options.run_folder,
+        options.target,
+        private=not options.public,
+        licence=options.licence,
+        data=options.data_name,
+        note=options.note,
+    )
+    if not options.json:
+        print(f"{options.run_folder} -> {result['target']}: {result['size']}")
     return result
