@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from beit.cli.arguments import OVERRIDES, PAIRS, SOURCES, Parser, add_command, flags
+from beit.cli.preparing import add_bank
 from beit.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Add `tokenizer`, `pretrain`, `classify` and `segment`."""
+    """Add `tokenizer`, `bank`, `pretrain`, `classify` and `segment`."""
     _training(commands, "tokenizer", "train an image tokenizer (discrete VAE)", _run_tokenizer)
     pretrain = _training(commands, "pretrain", "pre-train BEiT on its tokens", _run_pretrain)
     pretrain.add_argument(
@@ -18,6 +19,8 @@ def add(commands: Any) -> None:
         metavar="T",
         help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
     )
+    pretrain.add_argument("--bank", metavar="BANK", help="codes that `beit bank` computed before")
+    add_bank(commands, add_devices)
 
     _fine_tuning(commands, "classify", "fine-tune a classifier", _run_classify)
     text = "fine-tune a segmenter: a class for each pixel"
@@ -113,7 +116,8 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
     from beit.recipes.stage import RunRequest
     from beit.recipes.train import pretrain
 
-    return pretrain(recipe, RunRequest.from_options(options), options.tokenizer)
+    request = RunRequest.from_options(options)
+    return pretrain(recipe, request, options.tokenizer, options.bank)
 
 
 def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
 from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.presets import PRESETS
+from beit.tokenizer.reading import TokenReader
 
 Precision = Literal["float32", "bfloat16"]
 INITIALISATION_STREAM = 0x5EED  # keeps the draw of weights apart from the draws of steps
@@ -125,7 +126,13 @@ def pretrain_task(recipe: PretrainRecipe, tokenizer: DiscreteVAE | None) -> Pret
         return PretrainTask(masked_image_model(recipe, 0), target)
     assert tokenizer is not None, "visual tokens need a tokenizer"
     model = masked_image_model(recipe, tokenizer.vocabulary)
-    return PretrainTask(model, VisualTokens(tokenizer))
+    tokens = VisualTokens(token_reader(recipe, tokenizer), listed_only=recipe.tokens.listed_only)
+    return PretrainTask(model, tokens)
+
+
+def token_reader(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> TokenReader:
+    """The frozen tokenizer as the recipe wants it asked."""
+    return TokenReader(tokenizer, recipe.tokens.precision)
 
 
 def mask_plan(recipe: PretrainRecipe) -> MaskPlan:
@@ -166,6 +173,7 @@ def loader_settings(recipe: Recipe, world: World, device: torch.device) -> Loade
         workers=choose_workers(recipe.data, device, world.size),
         timeout=recipe.data.timeout,
         pin_memory=device.type == "cuda",
+        views=recipe.tokens.views if isinstance(recipe, PretrainRecipe) else None,
     )
 
 

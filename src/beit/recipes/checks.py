@@ -13,7 +13,7 @@ from beit.errors import UserError
 from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
-from beit.recipes.overrides import deciding_fields
+from beit.recipes.overrides import LATER_FIELDS, deciding_fields
 from beit.tasks.tokenize import TokenizeSettings
 
 
@@ -52,7 +52,7 @@ def refuse_other_recipe(recipe: Frozen, file: Path) -> None:
     for name, value in deciding_fields(recipe).items():
         node: Any = before
         for part in name.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+            node = node.get(part, LATER_FIELDS.get(name)) if isinstance(node, dict) else node
         if node != json.loads(json.dumps(value)):
             was, now = json.dumps(node, default=str), json.dumps(value)
             raise UserError(

@@ -215,6 +215,20 @@ class ObjectiveRecipe(Frozen):
     places: Literal["masked", "all"] = Field("masked", description="masked places, or every place")
 
 
+class TokenizerUseRecipe(Frozen):
+    """How the frozen tokenizer is asked for codes; the defaults are exact."""
+
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of its convolutions; bfloat16 is cheaper and changes some codes"
+    )
+    listed_only: bool = Field(
+        False, description="output layer and choice of the code only where the loss reads them"
+    )
+    views: int | None = Field(
+        None, gt=0, description="views of each picture, used again in turn; null: new each epoch"
+    )
+
+
 class PretrainRecipe(Frozen):
     """Stage 2: masked image modelling (paper, sections 2.2 to 2.4)."""
 
@@ -226,6 +240,7 @@ class PretrainRecipe(Frozen):
     data: DataRecipe = DataRecipe()
     optim: OptimRecipe
     engine: EngineRecipe = EngineRecipe()
+    tokens: TokenizerUseRecipe = TokenizerUseRecipe()
     tokenizer: TokenizerRecipe
 
     @model_validator(mode="after")

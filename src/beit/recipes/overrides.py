@@ -19,6 +19,8 @@ AnyRecipe = TypeVar("AnyRecipe", bound=BaseModel)
 FREE_TO_CHANGE = frozenset(
     {"data.workers", "data.timeout", "engine.log_every", "engine.save_every", "engine.keep"}
 )
+# Fields that recipes of finished runs may lack, and what those runs did.
+LATER_FIELDS = {"tokens.precision": "float32", "tokens.listed_only": False, "tokens.views": None}
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 3e-4 for a string
 
 
@@ -39,6 +41,12 @@ def deciding_fields(recipe: BaseModel) -> dict[str, Any]:
         for name, value, _ in dotted_names(recipe)
         if name.removeprefix("tokenizer.") not in FREE_TO_CHANGE
     }
+
+
+def without_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the fields of `LATER_FIELDS` that change nothing."""
+    absent = object()
+    return {n: v for n, v in fields.items() if v != LATER_FIELDS.get(n, absent)}
 
 
 def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence[str]) -> AnyRecipe:

@@ -20,6 +20,7 @@ from beit.data.augment import prepare
 from beit.data.bad_pictures import BadPictureLog
 from beit.data.draws import MaskPlan
 from beit.data.loader import evaluation_batches, training_batches
+from beit.data.samples import Codes
 from beit.data.sources import Source, open_source
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
@@ -33,7 +34,7 @@ from beit.recipes.build import fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
 from beit.recipes.downstream_models import Recipe
 from beit.recipes.models import Frozen
-from beit.recipes.overrides import deciding_fields
+from beit.recipes.overrides import deciding_fields, without_later_fields
 
 BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
 
@@ -74,13 +75,16 @@ class Stage:
     train: Source
     validation: Source
 
-    def views(self, views: ViewSettings, masks: MaskPlan | None = None) -> Batches:
+    def views(
+        self, views: ViewSettings, masks: MaskPlan | None = None, codes: Codes | None = None
+    ) -> Batches:
         """Random views of the training pictures, as `fit` asks for them."""
         loader = loader_settings(self.recipe, self.world, self.device)
         log = BadPictureLog(self.run.path, self.train, self.recipe.data.bad_share)
 
         def batches(samples_seen: int) -> Iterator[ImageBatch]:
-            return training_batches(self.train, views, masks, loader, samples_seen, log=log)
+            where = loader, samples_seen
+            return training_batches(self.train, views, masks, *where, codes=codes, log=log)
 
         return batches
 
@@ -185,8 +189,11 @@ def open_stage(
 
 
 def recipe_fingerprint(recipe: Frozen) -> str:
-    """A hash of every field that decides what is trained."""
-    fields = json.dumps(deciding_fields(recipe), sort_keys=True)
+    """A hash of every field that decides what is trained.
+
+    Fields that recipes did not always have count when they are set, so that old runs go on.
+    """
+    fields = json.dumps(without_later_fields(deciding_fields(recipe)), sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
+from beit.data.sources import open_source
 from beit.engine.distribution import process_group
 from beit.engine.protocol import Evaluation
 from beit.errors import UserError
@@ -17,6 +18,7 @@ from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_w
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
 from beit.interop.dalle import read_dalle
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.recipes.banking import compare_codes, recipe_with_bank, refuse_other_bank
 from beit.recipes.build import (
     choose_device,
     encoder_config_of,
@@ -32,6 +34,7 @@ from beit.report.metrics import read_metrics
 from beit.tasks.pretrain import PretrainTask, VisualTokens
 from beit.tasks.tokenize import TokenizeTask
 from beit.tokenizer import storage
+from beit.tokenizer.bank import TOKENIZER, TokenBank
 from beit.tokenizer.dvae import DiscreteVAE
 
 EVALUATION_BATCH = 100
@@ -105,7 +108,10 @@ def token_views(batches: Iterator[ImageBatch]) -> Iterator[Tensor]:
 
 
 def pretrain(
-    recipe: PretrainRecipe, request: RunRequest, tokenizer: str | Path | None = None
+    recipe: PretrainRecipe,
+    request: RunRequest,
+    tokenizer: str | Path | None = None,
+    bank: str | Path | None = None,
 ) -> dict[str, Any]:
     """Stage 2: masked image modelling (paper, section 2.3) into `request.out`.
 
@@ -114,25 +120,39 @@ def pretrain(
         request: Where from, where to, and how.
         tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`; without it the
             recipe's tokenizer is trained first, into the folder `tokenizer` of the run.
+        bank: A token bank (`beit bank`) to take the codes from; it brings its tokenizer.
     """
     device = choose_device(request.device)
     with process_group(device.type) as world:
+        codes, sources = None, None
+        if bank is not None:
+            codes = TokenBank(Path(bank))
+            tokenizer = tokenizer or codes.folder / TOKENIZER
+            recipe = recipe_with_bank(recipe, codes)
         given = None
         if tokenizer is not None:
             given = _given_tokenizer(recipe, Path(tokenizer), request.out)
-        with open_stage(recipe, request, world, device) as stage:
-            return _pretrain(recipe, stage, given)
+        if codes is not None and given is not None:
+            sources = open_source(request.data, "train"), open_source(request.data, "val")
+            refuse_other_bank(recipe, codes, given, sources[0])
+        with open_stage(recipe, request, world, device, sources) as stage:
+            return _pretrain(recipe, stage, given, codes)
 
 
-def _pretrain(recipe: PretrainRecipe, stage: Stage, given: DiscreteVAE | None) -> dict[str, Any]:
+def _pretrain(
+    recipe: PretrainRecipe, stage: Stage, given: DiscreteVAE | None, codes: TokenBank | None
+) -> dict[str, Any]:
     vae = _tokenizer_of(stage, given)
     task = pretrain_task(recipe, vae)
     grid = encoder_config_of(recipe.encoder).grid
-    token_view = None if vae is None else token_view_size(vae, grid)
+    # With codes at hand nobody looks at the tokenizer's view.
+    token_view = None if vae is None or codes is not None else token_view_size(vae, grid)
     views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
     masks = mask_plan(recipe)
     evaluate = None if vae is None else PredictionWatch(stage, vae)
-    result = stage.fit(task, stage.views(views, masks), evaluate)
+    if vae is not None and stage.world.main:
+        compare_codes(recipe, vae, stage.train, stage.device, codes)
+    result = stage.fit(task, stage.views(views, masks, codes), evaluate)
     if not stage.world.main:
         return {}
     facts = {"recipe": recipe.name}

@@ -15,13 +15,14 @@ from beit.nn.patches import patchify
 from beit.objectives.evidence_bound import code_perplexity
 from beit.objectives.masked import masked_pixel_loss, masked_token_loss
 from beit.tokenizer.protocol import Tokenizer
+from beit.tokenizer.reading import TokenReader
 
 
 class Target(Protocol):
     """What is to be predicted, and how a prediction is scored."""
 
-    def of(self, batch: ImageBatch) -> Tensor:
-        """The targets of every patch: (B, N, ...)."""
+    def listed(self, batch: ImageBatch) -> Tensor:
+        """The targets at the places that the masks list: (B, M, ...)."""
         ...
 
     def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
@@ -30,15 +31,31 @@ class Target(Protocol):
 
 
 class VisualTokens:
-    """The tokenizer's most likely code of each patch (paper, equation 1)."""
+    """The tokenizer's most likely code of each patch (paper, equation 1).
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: Frozen; not asked where a batch brings its codes.
+        listed_only: Ask it for the places that the loss reads and no others.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | TokenReader, *, listed_only: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.listed_only = listed_only
 
     def of(self, batch: ImageBatch) -> Tensor:
-        """(B, N) int64 codes of the token view."""
+        """(B, N) int64 codes: those that the batch brings, or of its token view."""
+        if batch.codes is not None:
+            return batch.codes.flatten(1)
         assert batch.token_view is not None
         return self.tokenizer.codes(batch.token_view).flatten(1)
+
+    def listed(self, batch: ImageBatch) -> Tensor:
+        """(B, M) int64 codes at the listed places."""
+        assert batch.masks is not None
+        if batch.codes is not None or not self.listed_only:
+            return batch.masks.gather(self.of(batch))
+        assert batch.token_view is not None and isinstance(self.tokenizer, TokenReader)
+        return self.tokenizer.codes_at(batch.token_view, batch.masks.index)
 
     def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
         """Cross-entropy in nats a place; `code_perplexity` is that of the batch's targets."""
@@ -59,6 +76,11 @@ class Pixels:
         """(B, N, P) normalised pixels."""
         assert batch.patch_view is not None
         return patchify(batch.patch_view, self.patch_size)
+
+    def listed(self, batch: ImageBatch) -> Tensor:
+        """(B, M, P) at the listed places."""
+        assert batch.masks is not None
+        return batch.masks.gather(self.of(batch))
 
     def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
         """Mean squared error a pixel, at the listed places."""
@@ -85,7 +107,7 @@ class PretrainTask(nn.Module):
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Predict the targets of masked patches and score them."""
         assert batch.patch_view is not None and batch.masks is not None
-        target = batch.masks.gather(self.target.of(batch))  # (B, M, ...)
+        target = self.target.listed(batch)  # (B, M, ...)
         draws = self._path_draws(batch.patch_view.device, context)
         prediction: Tensor = self.model(batch.patch_view, batch.masks, draws)
         return self.target.loss(prediction, target, batch.masks.weight)

@@ -26,6 +26,11 @@ def unmap_pixels(mapped: Tensor) -> Tensor:
     return ((mapped - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)).clamp(0, 1)
 
 
+def scaled_pixels(images: Tensor, config: DiscreteVAEConfig) -> Tensor:
+    """What the encoder is fed: (B, 3, H, W) in [0, 1] as the likelihood wants them."""
+    return map_pixels(images) if config.likelihood == "logit-laplace" else 2 * images - 1
+
+
 def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """Autocast to `dtype`, or float32 for None; nothing to do on the meta device."""
     if device.type == "meta":
@@ -182,20 +187,23 @@ class DiscreteVAE(nn.Module):
         """The cosine head's codes at unit length, (K, code width) float32."""
         return functional.normalize(self.code_vectors.float(), dim=1)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The head's projection of (B, 3, H, W) pictures: (B, code width or K, h, w) float32."""
-        laplace = self.config.likelihood == "logit-laplace"
-        scaled = map_pixels(images) if laplace else 2 * images - 1
-        hidden = self.encoder(scaled.contiguous(memory_format=torch.channels_last))
-        projected: Tensor = self.head(hidden)
-        return projected.float()
+    def hidden(self, images: Tensor) -> Tensor:
+        """What the head reads: (B, 3, H, W) pictures to (B, last width, h, w)."""
+        scaled = scaled_pixels(images, self.config)
+        hidden: Tensor = self.encoder(scaled.contiguous(memory_format=torch.channels_last))
+        return hidden
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z|x) of (B, 3, H, W) floats in [0, 1]: (B, K, h, w) float32."""
-        features = self.features(images)
+        return self.logits_of(self.hidden(images))
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The logits of what `hidden` gave, or of some of its places: (B, K, h, w) float32."""
+        projected: Tensor = self.head(hidden)
+        features = projected.float()
         if self.config.head == "linear":
             return features
-        with _precision(images.device, None):
+        with _precision(hidden.device, None):
             directions = functional.normalize(features, dim=1).movedim(1, -1)
             scaled = self.config.cosine_scale * self.code_directions()
             return functional.linear(directions, scaled).movedim(-1, 1)
