@@ -17,6 +17,7 @@ from beit.errors import UserError
 from beit.evaluation.ranks import summed_over_ranks
 
 BINS = 15  # of confidence
+MOST_CONFUSED = 2_000  # classes; the confusion of ImageNet-22k would take 4 GB
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ClassificationReport:
     loss: float  # mean cross-entropy with the plain labels, in nats
     calibration_error: float  # mean gap between confidence and accuracy over 15 bins (l1)
     per_class: Tensor  # (C,) share of each class's pictures that were named; NaN without pictures
-    confusion: Tensor  # (C, C) int64 pictures; rows are the truth, columns the answer
+    per_class_pictures: Tensor  # (C,) int64
+    confusion: Tensor | None  # (C, C) int64 pictures, rows the truth; None for very many classes
     pictures: int
 
     @property
@@ -58,7 +60,9 @@ class ClassificationScore:
     def __init__(self, classes: int) -> None:
         assert classes >= 2, "a classifier has two classes or more"
         self.classes = classes
-        self._counts: Tensor | None = None  # (C * C + 1,) int64: the confusion, the top-5 hits
+        self._confuses = classes <= MOST_CONFUSED
+        # (1 + 2 C + C * C,) int64: the top-5 hits, each class's pictures and hits, the confusion
+        self._counts: Tensor | None = None
         self._sums: Tensor | None = None  # (1 + BINS,) float64: the loss, confidence less hits
 
     @torch.no_grad()
@@ -72,18 +76,23 @@ class ClassificationScore:
         assert logits.shape == (len(labels), self.classes), "logits are (B, C)"
         scores = logits.float()
         if self._counts is None or self._sums is None:
-            self._counts = torch.zeros(self.classes**2 + 1, dtype=torch.int64, device=labels.device)
+            self._counts = self._no_counts(labels.device)
             self._sums = torch.zeros(1 + BINS, dtype=torch.float64, device=labels.device)
         likeliest = scores.topk(min(5, self.classes), dim=1).indices  # (B, 5)
         answer = likeliest[:, 0]
         near = (likeliest == labels[:, None]).any(1)
-        self._counts.index_add_(0, labels * self.classes + answer, torch.ones_like(labels))
-        self._counts[-1] += near.sum()
+        one, right = torch.ones_like(labels), answer == labels
+        self._counts[0] += near.sum()
+        self._counts.index_add_(0, 1 + labels, one)
+        self._counts.index_add_(0, 1 + self.classes + labels, right.long())
+        if self._confuses:
+            first = 1 + 2 * self.classes
+            self._counts.index_add_(0, first + labels * self.classes + answer, one)
         losses = functional.cross_entropy(scores, labels, reduction="none")
         self._sums[0] += losses.sum(dtype=torch.float64)
         confidence = scores.double().softmax(1).amax(1).nan_to_num(0.0)
         bins = (confidence * BINS).ceil().long().clamp(1, BINS)  # (0, 1/15] is the first
-        self._sums.index_add_(0, bins, confidence - (answer == labels).double())
+        self._sums.index_add_(0, bins, confidence - right.double())
 
     def compute(self) -> ClassificationReport:
         """The result over all pictures of all ranks; may be asked again, and updated after.
@@ -94,18 +103,20 @@ class ClassificationScore:
             UserError: No picture was given.
         """
         counts, sums = self._over_ranks()
-        confusion = counts[:-1].view(self.classes, self.classes)
-        pictures = int(confusion.sum())
+        near, there, named, confusion = counts.split(
+            [1, self.classes, self.classes, len(counts) - 1 - 2 * self.classes]
+        )
+        pictures = int(there.sum())
         if not pictures:
             raise UserError("there is no picture to evaluate on: the data set is empty")
-        named = confusion.diagonal().double()
         return ClassificationReport(
             top1=float(named.sum()) / pictures,
-            top5=float(counts[-1]) / pictures,
+            top5=float(near) / pictures,
             loss=float(sums[0]) / pictures,
             calibration_error=float(sums[1:].abs().sum()) / pictures,
-            per_class=named / confusion.sum(1),
-            confusion=confusion,
+            per_class=named.double() / there,
+            per_class_pictures=there,
+            confusion=confusion.view(self.classes, -1) if self._confuses else None,
             pictures=pictures,
         )
 
@@ -113,7 +124,11 @@ class ClassificationScore:
         """Counts and sums of all ranks, on the CPU."""
         counts, sums = self._counts, self._sums
         if counts is None or sums is None:
-            counts = torch.zeros(self.classes**2 + 1, dtype=torch.int64)
+            counts = self._no_counts(torch.device("cpu"))
             sums = torch.zeros(1 + BINS, dtype=torch.float64)
         counts, sums = summed_over_ranks(counts, sums)
         return counts, sums
+
+    def _no_counts(self, device: torch.device) -> Tensor:
+        places = 1 + 2 * self.classes + (self.classes**2 if self._confuses else 0)
+        return torch.zeros(places, dtype=torch.int64, device=device)

@@ -182,7 +182,8 @@ def described(report: ClassificationReport, labels: Sequence[str]) -> dict[str, 
         "pictures": report.pictures,
         "labels": list(labels),
         "per_class": [None if value != value else value for value in report.per_class.tolist()],
-        "confusion": report.confusion.tolist(),
+        "per_class_pictures": report.per_class_pictures.tolist(),
+        "confusion": None if report.confusion is None else report.confusion.tolist(),
     }
 
 
@@ -190,7 +191,7 @@ def _class_table(report: ClassificationReport, names: Sequence[str]) -> Table:
     rows = [
         [name, f"{accuracy:.1%}" if accuracy == accuracy else "–", str(int(count))]
         for name, accuracy, count in zip(
-            names, report.per_class.tolist(), report.confusion.sum(1).tolist(), strict=True
+            names, report.per_class.tolist(), report.per_class_pictures.tolist(), strict=True
         )
     ]
     caption = (

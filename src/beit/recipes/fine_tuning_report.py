@@ -47,9 +47,11 @@ def classification_sections(run: RunFiles) -> list[Section]:
     ]
     found = _evaluation(run)
     if found:
-        figure = confusion_figure(np.array(found["confusion"]), found["labels"])
-        caption = "Rows are the true classes, columns what the model says."
-        figures = [Figure(figure, caption, "Confusion matrix")]
+        figures = []
+        if found["confusion"] is not None:
+            figure = confusion_figure(np.array(found["confusion"]), found["labels"])
+            caption = "Rows are the true classes, columns what the model says."
+            figures.append(Figure(figure, caption, "Confusion matrix"))
         sections.append(Section("Where it errs", [], figures, [_class_table(found)]))
     if run.finished and run.source is not None and run.source.classes:
         sections += _mistakes(read_finished(run.path), run.source)
@@ -90,9 +92,9 @@ def _evaluation(run: RunFiles) -> dict[str, Any] | None:
 
 def _class_table(found: dict[str, Any]) -> Table:
     rows = [
-        [name, "–" if accuracy is None else f"{accuracy:.1%}", str(sum(row))]
-        for name, accuracy, row in zip(
-            found["labels"], found["per_class"], found["confusion"], strict=True
+        [name, "–" if accuracy is None else f"{accuracy:.1%}", str(count)]
+        for name, accuracy, count in zip(
+            found["labels"], found["per_class"], found["per_class_pictures"], strict=True
         )
     ]
     return Table(["class", "right", "pictures"], rows, "The whole validation set")
