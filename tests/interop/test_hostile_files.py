@@ -6,10 +6,13 @@ import json
 import pickle
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from beit.cli import main
+from beit.interop import hub
 from interop.hostile_files import NAMES, hostile
 
 ENTRIES = {
@@ -21,7 +24,40 @@ ENTRIES = {
     ),
     "folder": ("hub/pytorch_model.bin", ["convert", "{folder}", "{out}", "--to", "beit"]),
     "safetensors": ("file.safetensors", ["convert", "{file}", "{out}", "--to", "beit"]),
+    "init": (
+        "file.pth",
+        ["classify", "digits", "--data", "digits", "--out", "{out}", "--init", "{file}"],
+    ),
+    "evaluate": ("file.pt", ["evaluate", "{file}", "--data", "digits"]),
+    "a page of timm's": (
+        "page/pytorch_model.bin",
+        ["convert", "{folder}", "{out}", "--to", "beit"],
+    ),
+    "a file beside timm's config": (
+        "page/file.pth",
+        ["convert", "{file}", "{out}", "--to", "beit"],
+    ),
+    "the hub": ("hub/model.safetensors", ["convert", "hf://them/model", "{out}", "--to", "beit"]),
+    "a pickle on the hub": (
+        "hub/pytorch_model.bin",
+        ["convert", "hf://them/model", "{out}", "--to", "beit"],
+    ),
 }
+CONFIGS: dict[str, dict[str, Any]] = {
+    "page": {
+        "architecture": "vit_tiny_patch16_224",
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+}
+
+
+def _hub_holds(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The hub's client finds everything in one folder, whatever it is asked for."""
+    client = SimpleNamespace(
+        snapshot_download=lambda name, **how: str(folder),
+        constants=SimpleNamespace(HF_HUB_OFFLINE=True, ENDPOINT=""),
+    )
+    monkeypatch.setattr(hub, "require_hub", lambda: client)
 
 
 def test_there_are_enough_of_them() -> None:
@@ -38,19 +74,37 @@ def test_they_would_do_harm_elsewhere(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_effect_one_sentence_status_two(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: str, name: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    entry: str,
+    name: str,
 ) -> None:
+    _hub_holds(monkeypatch, tmp_path / "hub")
     file, sentinel, out = tmp_path / ENTRIES[entry][0], tmp_path / "sentinel", tmp_path / "out"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(hostile(name, sentinel))
-    (file.parent / "config.json").write_text(json.dumps({"model_type": "beit", "image_size": 32}))
+    config = CONFIGS.get(file.parent.name, {"model_type": "beit", "image_size": 32})
+    (file.parent / "config.json").write_text(json.dumps(config))
     places = {"file": file, "folder": file.parent, "out": out}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = main([word.format(**places) for word in ENTRIES[entry][1]])
     told = capsys.readouterr().err.strip().splitlines()
     assert status == 2, told
     assert len(told) == 1 and len(told[0]) < 500, told
-    assert str(tmp_path) in told[0]
+    assert str(tmp_path) in told[0] or "hf://them/model" in told[0]
     assert not sentinel.exists() and not out.exists()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # in kB
     assert grown < 600_000
+
+
+@pytest.mark.parametrize("name", ["file.onnx", "file.pt2"])
+def test_graphs_are_written_and_never_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    sentinel = tmp_path / "sentinel"
+    (tmp_path / name).write_bytes(hostile("reduce saved by torch", sentinel))
+    assert main(["convert", str(tmp_path / name), str(tmp_path / "out"), "--to", "beit"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "written and never read" in told[0]
+    assert not sentinel.exists() and not (tmp_path / "out").exists()

@@ -23,6 +23,7 @@ from beit.interop.sniff import sniff
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a transformers folder, best first
 SAFE = ".safetensors"
+GRAPHS = (".onnx", ".pt2")
 _DEPTH = 4  # a checkpoint's dictionaries: model, its parts, and a little more
 
 
@@ -32,6 +33,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not such a file, is damaged, or wants something executed.
     """
+    if path.suffix in GRAPHS:
+        raise UserError(
+            f"{path} is a graph, and graphs are written and never read; give the model it is from"
+        )
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a .pth, .pt or .safetensors file")
     if path.suffix == SAFE:
