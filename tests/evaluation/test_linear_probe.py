@@ -24,7 +24,7 @@ from beit.randomness import sample_generator, step_seed
 from oracles.oracle_probe import slow_heads
 
 CPU = torch.device("cpu")
-QUICKLY = LinearSettings(epochs=20, rate=3e-2, batch=16)
+QUICKLY = LinearSettings(epochs=20, rates=(3e-2,), batch=16)
 ALL = tuple(METHODS)
 # How far apart the classes lie after each of four blocks: best in the middle.
 APART = (0.0, 0.8, 5.0, 0.5)
@@ -85,21 +85,39 @@ def test_the_best_block_is_the_held_out_one_and_the_other_is_only_shown() -> Non
     assert result.best == 1 and result.best_on_test == 0
 
 
-def test_all_blocks_at_once_equal_each_alone() -> None:
+def test_all_blocks_and_rates_at_once_equal_each_alone() -> None:
     train = _pictures(10, 1)
     rows = np.arange(len(train.labels))
-    together = train_heads(train, rows, QUICKLY, 0, CPU)
-    for layer in range(train.depth):
-        alone = LayerFeatures(train.features[layer : layer + 1], train.labels)
-        single = train_heads(alone, rows, QUICKLY, 0, CPU)
-        torch.testing.assert_close(together.weight[layer], single.weight[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(together.bias[layer], single.bias[0], atol=1e-5, rtol=1e-4)
+    together = train_heads(train, rows, replace(QUICKLY, rates=(3e-2, 1e-3)), 0, CPU)
+    assert not torch.allclose(together[3e-2].weight, together[1e-3].weight, atol=1e-2)
+    for rate, heads in together.items():
+        for layer in range(train.depth):
+            alone = LayerFeatures(train.features[layer : layer + 1], train.labels)
+            single = train_heads(alone, rows, replace(QUICKLY, rates=(rate,)), 0, CPU)[rate]
+            torch.testing.assert_close(heads.weight[layer], single.weight[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(heads.bias[layer], single.bias[0], atol=1e-5, rtol=1e-4)
+
+
+def test_each_block_takes_its_best_rate_on_the_held_out_part() -> None:
+    train, test = _pictures(15, 1), _pictures(10, 2)
+    settings = replace(QUICKLY, epochs=4, rates=(1e-5, 1e-2, 1.0))
+    layers = probe_layers(train, test, ["paper"], settings=settings).methods[0].layers
+    alone = {
+        rate: probe_layers(train, test, ["paper"], settings=replace(settings, rates=(rate,)))
+        for rate in settings.rates
+    }
+    for number, score in enumerate(layers):
+        accuracies = {rate: one.methods[0].layers[number] for rate, one in alone.items()}
+        assert score.rate is not None
+        assert score.held_out == max(one.held_out for one in accuracies.values())
+        assert score == accuracies[score.rate]
+    assert {score.rate for score in layers} - {1e-5}
 
 
 def test_training_equals_the_reference_written_out() -> None:
-    train, settings = _pictures(7, 1), LinearSettings(epochs=3, rate=0.05, batch=8)
+    train, settings = _pictures(7, 1), LinearSettings(epochs=3, rates=(0.05,), batch=8)
     rows = np.arange(1, len(train.labels))
-    heads = train_heads(train, rows, settings, 5, CPU)
+    heads = train_heads(train, rows, settings, 5, CPU)[0.05]
     features = []
     for layer in range(train.depth):
         values = train.layer(layer, rows)
@@ -116,7 +134,7 @@ def test_training_equals_the_reference_written_out() -> None:
         0.01 * torch.randn(8, 3, generator=generator),
         orders,
         settings.batch,
-        settings.rate * settings.batch / 256,
+        0.05 * settings.batch / 256,
         settings.weight_decay,
     )
     for layer, linear in enumerate(slow):
@@ -220,3 +238,5 @@ def test_what_cannot_be_probed_is_refused(train: Any, test: Any, words: str) -> 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(UserError, match="epochs=0"):
         LinearSettings(epochs=0)
+    with pytest.raises(UserError, match="rates"):
+        LinearSettings(rates=(1e-3, 0.0))

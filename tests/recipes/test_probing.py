@@ -23,7 +23,7 @@ CONFIG = EncoderConfig(
     image_size=(16, 16), patch_size=(8, 8), width=16, depth=3, heads=2, relative_positions="shared"
 )
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
-BRIEF = LinearSettings(epochs=30, rate=1e-2)
+BRIEF = LinearSettings(epochs=30, rates=(1e-2,))
 
 
 @pytest.fixture(scope="module")

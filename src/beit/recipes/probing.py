@@ -112,7 +112,8 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     asked = {"checkpoint": str(checkpoint), "data": data, "labels": labels, "seed": seed}
     found = asked | _described(result, subject, train, test)
     if "paper" in methods:
-        found["settings"] = asdict(settings or LinearSettings())
+        used = settings or LinearSettings()
+        found["settings"] = asdict(used) | {"rates": list(used.rates)}
     if not quiet:
         print(text_table(probe_table(result)), "", *sentences(result), sep="\n")
     if out is not None:
