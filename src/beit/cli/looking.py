@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import SOURCES, add_command
+from beit.cli.preparing import add_pack
 
 
 def add(commands: Any) -> None:
@@ -38,6 +39,7 @@ def _data(commands: Any) -> None:
         action.add_argument("data", metavar="SRC", help=SOURCES)
         action.add_argument("--split", choices=("train", "val", "all"), default="all")
         action.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
+    add_pack(actions)
 
 
 def _recipes(commands: Any) -> None:

@@ -34,6 +34,35 @@ def add_bank(commands: Any, add_devices: Callable[[Parser], None]) -> None:
     add_devices(bank)
 
 
+def add_pack(actions: Any) -> None:
+    """Add `data pack`."""
+    text = "make pictures smaller once, into tar files with an index"
+    command = add_command(actions, "pack", text, _run_pack)
+    command.add_argument("data", metavar="SRC", help=SOURCES)
+    command.add_argument(
+        "--out", metavar="FOLDER", required=True, help="folder to make, or to go on with"
+    )
+    command.add_argument(
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="of larger pictures (256); smaller ones stay as they are",
+    )
+    command.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEG (90)")
+    command.add_argument(
+        "--shard-size", type=int, default=2000, metavar="N", help="pictures a tar file (2000)"
+    )
+    command.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
+
+
+def _run_pack(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.packing import PackSettings, pack_data
+
+    settings = PackSettings(options.short_side, options.quality, options.shard_size)
+    return pack_data(options.data, Path(options.out), settings, options.workers)
+
+
 def _run_bank(options: argparse.Namespace) -> dict[str, Any] | None:
     from beit.cli.training import launched
     from beit.recipes.named import pretrain_recipe

@@ -11,6 +11,7 @@ from PIL import Image
 from beit.data.index import FolderSource
 from beit.data.naming import encode_path, printable
 from beit.data.packed import Split
+from beit.data.packed_folder import PackedFolder, is_packed_folder
 from beit.data.shards import ShardSource, find_shards
 from beit.errors import UserError
 
@@ -59,8 +60,9 @@ def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
     """Open a source.
 
     Args:
-        spec: A folder (flat, nested, a folder a class; in ADE20K's layout its `images/` is taken),
-            a .tar file or a folder of them, `digits`, `torchvision:NAME[:ROOT]`, or `hf:NAME`.
+        spec: A folder (flat, nested, a folder a class; in ADE20K's layout its `images/` is taken;
+            one that `beit data pack` made), a .tar file or a folder of them, `digits`,
+            `torchvision:NAME[:ROOT]`, or `hf:NAME`.
         split: "train", "val", or "all". Without folders or files that say so, 5 % are "val"; none
             when there are 20 pictures or fewer.
         rescan: Look at every file, to notice those overwritten in place.
@@ -92,6 +94,8 @@ def _open_path(path: bytes, split: Split, *, rescan: bool) -> Source:
         images, annotations = os.path.join(path, b"images"), os.path.join(path, b"annotations")
         if os.path.isdir(images) and os.path.isdir(annotations):
             path = images
+        if is_packed_folder(path):
+            return PackedFolder(path, split)
         shards = find_shards(path)
         if shards:
             return ShardSource(path, shards, split, rescan=rescan)
