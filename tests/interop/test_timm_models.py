@@ -18,53 +18,10 @@ from beit.interop.models import ForeignModel
 from beit.interop.normalisation import HALF, IMAGENET, Normalisation, fold, normalisation_from
 from beit.interop.timm_models import from_module, read_timm
 from beit.nn.heads import ClassifierHead
+from interop.backbone_files import LAYOUTS, prefixed, saved
 from interop.interop_models import HEADS, timm_model, vit_model
 
 SIZE = (32, 32)
-
-
-def _prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
-
-
-def _saved(name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A plain ViT's weights as a project saves them."""
-    mlp = {"mlp.0.weight": torch.ones(2, 2), "last_layer.weight_v": torch.ones(3, 2)}
-    moco = {"head.0.weight": torch.ones(2, 24), "head.1.running_mean": torch.ones(2)}
-    mask = {"mask_token": torch.ones(1, 1, 8)}
-    decoder = mask | {"decoder_pos_embed": torch.ones(1, 17, 8), "decoder_norm.bias": torch.ones(8)}
-    return {
-        "timm": body,
-        "deit": {"model": body},
-        "mae_pretrain_vit": {"model": body},
-        "mae with its decoder": {"model": body | decoder, "optimizer": {}, "epoch": 3},
-        "dino": body,
-        "dino, teacher": {
-            "student": _prefixed("module.backbone.", body) | _prefixed("module.head.", mlp),
-            "teacher": _prefixed("backbone.", body) | _prefixed("head.", mlp),
-            "epoch": 1,
-        },
-        "dino, student": {
-            "student": _prefixed("module.backbone.", body) | _prefixed("module.head.", mlp)
-        },
-        "moco": {
-            "arch": "vit_small",
-            "state_dict": _prefixed("module.base_encoder.", body | moco)
-            | _prefixed("module.momentum_encoder.", {n: v + 1 for n, v in body.items()})
-            | {"module.predictor.0.weight": torch.ones(2, 2)},
-        },
-        "moco, one process": {"state_dict": _prefixed("base_encoder.", body | moco)},
-        "moco, the average alone": {
-            "state_dict": _prefixed("module.momentum_encoder.", body | moco)
-        },
-        "distributed": {"state_dict": _prefixed("module.", body)},
-    }[name]
-
-
-LAYOUTS = (
-    *("timm", "deit", "mae_pretrain_vit", "mae with its decoder", "dino", "dino, teacher"),
-    *("dino, student", "moco", "moco, one process", "moco, the average alone", "distributed"),
-)
 
 
 def _same_features(own: ForeignModel, theirs: Any, size: tuple[int, int] = SIZE) -> None:
@@ -79,7 +36,7 @@ def _same_features(own: ForeignModel, theirs: Any, size: tuple[int, int] = SIZE)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_timm_s_features(tmp_path: Path, name: str) -> None:
     theirs = vit_model(num_classes=0)
-    torch.save(_saved(name, theirs.state_dict()), tmp_path / "theirs.pth")
+    torch.save(saved(name, theirs.state_dict()), tmp_path / "theirs.pth")
     own = read_timm(tmp_path / "theirs.pth", heads=HEADS)
     assert own.head is None and own.layout == "vit"
     assert any("bias on the keys" in note for note in own.notes)
@@ -113,8 +70,8 @@ def test_what_is_zero_in_ours_is_filled_in(tmp_path: Path, size: tuple[int, int]
 
 def test_moco_s_small_model_has_narrow_heads(tmp_path: Path) -> None:
     theirs = vit_model(num_classes=0, embed_dim=384, num_heads=12, depth=1)
-    saved = {"state_dict": _prefixed("module.base_encoder.", theirs.state_dict())}
-    torch.save(saved, tmp_path / "vit-s-300ep.pth.tar")
+    wrapped = {"state_dict": prefixed("module.base_encoder.", theirs.state_dict())}
+    torch.save(wrapped, tmp_path / "vit-s-300ep.pth.tar")
     own = read_timm(tmp_path / "vit-s-300ep.pth.tar")
     assert own.encoder.config.heads == 12
     assert any("12 attention heads" in note for note in own.notes)
