@@ -103,9 +103,8 @@ class ClassificationScore:
             UserError: No picture was given.
         """
         counts, sums = self._over_ranks()
-        near, there, named, confusion = counts.split(
-            [1, self.classes, self.classes, len(counts) - 1 - 2 * self.classes]
-        )
+        parts = [1, self.classes, self.classes, len(counts) - 1 - 2 * self.classes]
+        near, there, named, confusion = torch.split(counts, parts)
         pictures = int(there.sum())
         if not pictures:
             raise UserError("there is no picture to evaluate on: the data set is empty")
