@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from beit.interop.dalle import read_dalle
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE, map_pixels
+from beit.tokenizer.reading import Precision, TokenReader, agreement
 from interop.dalle_modules import centre, package, save_models
 
 
@@ -106,3 +108,27 @@ def test_pretrain_takes_it_as_its_tokenizer(
     model = beit.load(run)
     assert isinstance(model, MaskedImageModel)
     assert model.head.output.out_features == 16
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_says_how_many_codes_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: Precision
+) -> None:
+    """In the run that asked for it, on real pictures, and against the original's own codes."""
+    encoder, _ = save_models(tmp_path)
+    read = read_dalle(tmp_path / "encoder.pkl").model
+    images = _blotches(16, 32)
+    with torch.no_grad():
+        exact = encoder(map_pixels(images)).argmax(1)
+    found = agreement(TokenReader(read, precision).codes(images), exact)
+    assert 0.9 < found.share <= 1
+    words = ["pretrain", "digits", "--data", "digits", "--out", str(tmp_path / "run")]
+    words += ["--tokenizer", str(tmp_path / "encoder.pkl"), "--tokens.precision", precision]
+    few = ["--optim.steps", "1", "--optim.batch", "8", "--optim.warmup_steps", "0"]
+    assert main([*words, *few, "--device", "cpu"]) == 0
+    said = re.search(
+        rf"tokens in {precision}: ([\d,]+) of ([\d,]+) codes are equal", capsys.readouterr().err
+    )
+    assert said is not None
+    equal, codes = (int(number.replace(",", "")) for number in said.groups())
+    assert 0.8 * codes < equal <= codes

@@ -27,7 +27,7 @@ def images(config: DiscreteVAEConfig, count: int = 9) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_codes_do_not_depend_on_the_batch(config: DiscreteVAEConfig, precision: Precision) -> None:
     tokens, views = reader(config, precision), images(config)
     together = tokens.codes(views)
@@ -37,7 +37,7 @@ def test_codes_do_not_depend_on_the_batch(config: DiscreteVAEConfig, precision: 
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("count", [1, 9])
 def test_codes_at_places_are_those_of_the_grid(
     config: DiscreteVAEConfig, precision: Precision, count: int
@@ -59,8 +59,11 @@ def test_exact_reading_is_the_tokenizers_own(config: DiscreteVAEConfig) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_half_precision_changes_few_codes_and_no_weights(config: DiscreteVAEConfig) -> None:
-    tokens, exact, views = reader(config, "bfloat16"), reader(config), images(config)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_changes_few_codes_and_no_weights(
+    config: DiscreteVAEConfig, precision: Precision
+) -> None:
+    tokens, exact, views = reader(config, precision), reader(config), images(config)
     found = agreement(tokens.codes(views), exact.codes(views))
     assert 0.9 <= found.share <= 1.0
     weights = zip(tokens.model.parameters(), exact.model.parameters(), strict=True)

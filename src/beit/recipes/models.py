@@ -218,8 +218,8 @@ class ObjectiveRecipe(Frozen):
 class TokenizerUseRecipe(Frozen):
     """How the frozen tokenizer is asked for codes; the defaults are exact."""
 
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of its convolutions; bfloat16 is cheaper and changes some codes"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of its convolutions; the halves are cheaper and change some codes"
     )
     listed_only: bool = Field(
         False, description="output layer and choice of the code only where the loss reads them"

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from beit.tokenizer.dvae import DiscreteVAE, scaled_pixels
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
+REDUCED: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TokenReader:
     """A frozen tokenizer with a way of computing.
 
-    With "bfloat16" its convolutions run in half precision, channels last, on weights that were
-    converted once; the output layer and the choice of the code stay float32, or close logits would
-    become equal ones. Some codes change: `agreement` tells how many.
+    With "bfloat16" or "float16" its convolutions run in half precision, channels last, on weights
+    that were converted once; the output layer and the choice of the code stay float32, or close
+    logits would become equal ones. Some codes change: `agreement` tells how many.
 
     Departure: the reference runs its tokenizer in float16 by autocast on a GPU, output layer too.
     """
@@ -29,8 +30,8 @@ class TokenReader:
         self.vocabulary = tokenizer.vocabulary
         self.precision = precision
         self._cheap: nn.Module | None = None
-        if precision == "bfloat16":
-            cheap = copy.deepcopy(tokenizer.encoder).to(torch.bfloat16)
+        if precision in REDUCED:
+            cheap = copy.deepcopy(tokenizer.encoder).to(REDUCED[precision])
             self._cheap = cheap.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class TokenReader:
     def _hidden(self, images: Tensor) -> Tensor:
         if self._cheap is None:
             return self.model.hidden(images)
-        pixels = scaled_pixels(images, self.model.config).to(torch.bfloat16)
+        pixels = scaled_pixels(images, self.model.config).to(REDUCED[self.precision])
         hidden: Tensor = self._cheap(pixels.contiguous(memory_format=torch.channels_last))
         return hidden
 
