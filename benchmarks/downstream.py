@@ -84,8 +84,21 @@ EXPERIMENTS: dict[str, list[Trial]] = {
     ],
     # "middle" is a classifier fine-tuned on imagenette from the short pre-training.
     "camvid": [
-        Trial("pup", masks(400), "segment", (SCRATCH, "short", "middle", "long")),
-        Trial("upernet", masks(400, decoder__kind="upernet"), "segment", (SCRATCH, "short")),
+        Trial(
+            "upernet",
+            masks(400, decoder__kind="upernet", decoder__channels=64),
+            "segment",
+            (SCRATCH, "short", "middle", "long"),
+        ),
+        Trial("pup", masks(400), "segment", (SCRATCH, "short", "middle")),
+        # Groups instead of batches: exact under accumulation, and much slower to learn here.
+        Trial(
+            "pup, group norm",
+            masks(400, decoder__norm="group"),
+            "segment",
+            (SCRATCH, "short", "middle"),
+            seeds=(0,),
+        ),
     ],
 }
 

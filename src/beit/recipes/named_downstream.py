@@ -250,7 +250,7 @@ def segment_tiny() -> SegmentRecipe:
         encoder=EncoderRecipe(
             size="tiny", preset="plus", image_size=(96, 96), patch_size=(8, 8), drop_path=0.05
         ),
-        decoder=DecoderRecipe(channels=48, norm="group"),
+        decoder=DecoderRecipe(channels=48),
         layer_decay=0.85,
         views=JointViewRecipe(short_side=112, scale=(0.75, 1.5)),
         optim=OptimRecipe(
