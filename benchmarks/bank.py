@@ -25,7 +25,7 @@ from beit.batch import ImageBatch
 from beit.data.augment import prepare
 from beit.data.loader import LoaderSettings, training_batches
 from beit.data.sources import open_source
-from beit.engine.protocol import StepContext
+from beit.engine.protocol import StepContext, StepOutput
 from beit.recipes.build import (
     choose_device,
     choose_precision,
@@ -115,7 +115,8 @@ def measured(size: str, options: argparse.Namespace, device: torch.device) -> di
 def loss_of(task: PretrainTask, batch: ImageBatch, context: StepContext) -> Tensor:
     """The loss in float32."""
     with torch.no_grad():
-        return task(prepare(batch), context).loss
+        output: StepOutput = task(prepare(batch), context)
+    return output.loss
 
 
 def step(

@@ -25,7 +25,8 @@ def main(files: Sequence[str]) -> None:
     """Print one table a file, with where its numbers come from."""
     for file in files:
         record = json.loads(Path(file).read_text(encoding="utf-8"))
-        print(markdown_table(table(record["rows"])))
+        make = fine_tuning_table if "start" in record["rows"][0] else table
+        print(markdown_table(make(record["rows"])))
         machine = record["machine"]
         print(
             f"\n`{record['command']}`, commit {record['commit']}, {record['date']}, "
@@ -48,6 +49,28 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         for name, group in variants.items()
     ]
     return Table(["variant", "steps", "seeds", *COLUMNS], lines)
+
+
+def fine_tuning_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line a trial and start: the last model's metric over seeds, in percent."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["trial"], row["start"]), []).append(row)
+    metric = "miou" if "miou" in rows[0]["validation"] else "top1"
+    splits = ["validation", "test"] if "test" in rows[0] else ["validation"]
+    lines = [
+        [
+            *(trial, start, str(group[0]["steps"]), str(len(group))),
+            *(_percent(group, split, metric) for split in splits),
+        ]
+        for (trial, start), group in groups.items()
+    ]
+    return Table(["trial", "start", "steps", "seeds", *(f"{metric}, {s}" for s in splits)], lines)
+
+
+def _percent(group: Sequence[dict[str, Any]], split: str, metric: str) -> str:
+    values = spread([row[split][metric] for row in group])
+    return spread_cell(values.mean, values.deviation, digits=1, scale=100)
 
 
 def _cell(group: Sequence[dict[str, Any]], metric: str, scale: float, digits: int) -> str:

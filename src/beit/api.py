@@ -94,13 +94,14 @@ def pretrain(
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    bank: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Stage 2, as `beit pretrain`; without `tokenizer` stage 1 comes first."""
+    """Stage 2, as `beit pretrain`; without `tokenizer` or `bank` stage 1 comes first."""
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
-    return train.pretrain(wanted, request, tokenizer)
+    return train.pretrain(wanted, request, tokenizer, bank)
 
 
 def classify(

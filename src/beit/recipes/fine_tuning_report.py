@@ -1,6 +1,7 @@
 """The parts of a report that a fine-tuning has: where it errs, and pictures to judge it by."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beit.batch import ImageBatch
-from beit.data.loader import whole_pairs
+from beit.data.decode import BadPicture
 from beit.data.pairs import open_pairs
 from beit.data.sources import Source
 from beit.evaluation.dense_inference import dense_classes
@@ -146,13 +147,14 @@ def _overlays(run: RunFiles, recipe: SegmentRecipe) -> Section:
     assert isinstance(model, Segmenter)
     source = open_pairs(run.data, "val", reduce_zero_label=recipe.data.reduce_zero_label)
     settings = settings_of(model, finished.facts)
-    wanted = set(np.linspace(0, len(source) - 1, min(OVERLAYS, len(source))).round().astype(int))
-    rows = []
-    for pair in whole_pairs(source):
-        if pair.index in wanted:
-            found = dense_classes(logits_of(model), pair.image, settings, torch.device("cpu"))
-            image = pair.image.permute(1, 2, 0).numpy()
-            rows.append((image, pair.mask.numpy(), found.numpy()))
-    page = overlay_page(rows, source.palette, source.classes)
+    rows, names = [], []
+    for index in np.linspace(0, len(source) - 1, min(OVERLAYS, len(source))).round().astype(int):
+        with suppress(BadPicture):
+            image, mask = np.array(source.read(int(index))), source.mask(int(index))
+            pixels = torch.from_numpy(image).permute(2, 0, 1)
+            found = dense_classes(logits_of(model), pixels, settings, torch.device("cpu"))
+            rows.append((image, mask, found.numpy()))
+            names.append(source.identity(int(index)))
+    page = overlay_page(rows, source.palette, source.classes, names=names)
     caption = "Picture, truth, prediction; black is not counted."
     return Section("Overlays", [], [Figure(page, caption, "Pictures with their masks")])
