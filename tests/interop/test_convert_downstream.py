@@ -240,7 +240,10 @@ def test_a_segmenter_there_and_back(
     model = build_segmenter(_encoder(depth=4), config, LABELS).eval()
     randomise(model)
     model.encoder.embeddings.mask_embedding.data.zero_()  # the reference has none
-    save_segmenter(tmp_path / "ours", model, {})
+    save_segmenter(tmp_path / "ours", model, {"view": {"short_side": 40}, "palette": [[0, 0, 1]]})
+    _convert(capsys, tmp_path / "ours", tmp_path / "copy", "--to", "beit")
+    copied = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert copied["view"] == {"short_side": 40} and copied["palette"] == [[0, 0, 1]]
     there = tmp_path / ("there.pth" if to == "reference" else "there")
     _convert(capsys, tmp_path / "ours", there, "--to", to)
     _convert(capsys, there, tmp_path / "back", "--to", "beit")

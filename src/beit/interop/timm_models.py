@@ -109,7 +109,7 @@ def _require_known(name: str) -> None:
         ours = [
             known for pattern in ("vit_*", "deit*", "beit*") for known in timm.list_models(pattern)
         ]
-        near = difflib.get_close_matches(family, ours, n=1)
+        near = difflib.get_close_matches(family, ours, n=1, cutoff=0.5)
         hint = f"did you mean {PREFIX}{near[0]}?" if near else "see timm.list_models('vit_*')"
         raise UserError(f"timm has no model {name!r}; {hint}")
     whole = timm.list_pretrained(f"{family}.*")

@@ -36,6 +36,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "torch-export": (".pt2",),
 }
+_STRUCTURE = {"kind", "format", "encoder", "decoder", "head", "labels"}  # what a model says itself
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def convert(
     if options.encoder_only:
         had = model.head is not None or model.segmenter is not None
         notes = (*model.notes, "left out the head") if had else model.notes
-        model = replace(model, head=None, segmenter=None, labels=(), notes=notes)
+        model = replace(model, head=None, segmenter=None, labels=(), notes=notes, facts={})
     if to == "beit":
         _save_ours(out, model)
         return _result(out, to, model)
@@ -203,14 +204,13 @@ def _read_ours(path: Path, facts: Mapping[str, Any]) -> _Model:
 
 
 def _save_ours(out: Path, model: _Model) -> None:
-    facts = {"converted_from": model.layout, "notes": list(model.notes)}
+    told = {name: value for name, value in model.facts.items() if name not in _STRUCTURE}
+    facts = told | {"converted_from": model.layout, "notes": list(model.notes)}
     head = model.head
     if model.segmenter is not None:
         saved_models.save_segmenter(out, model.segmenter, facts)
     elif isinstance(head, ClassifierHead):
-        view = {"view": {"centre_share": model.centre_share}} if "view" in model.facts else {}
-        classifier = Classifier(model.encoder, head, model.labels)
-        saved_models.save_classifier(out, classifier, facts | view)
+        saved_models.save_classifier(out, Classifier(model.encoder, head, model.labels), facts)
     elif head is None:
         saved_models.save_encoder(out, model.encoder, facts)
     else:
