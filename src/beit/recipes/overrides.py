@@ -20,7 +20,13 @@ FREE_TO_CHANGE = frozenset(
     {"data.workers", "data.timeout", "engine.log_every", "engine.save_every", "engine.keep"}
 )
 # Fields that recipes of finished runs may lack, and what those runs did.
-LATER_FIELDS = {"tokens.precision": "float32", "tokens.listed_only": False, "tokens.views": None}
+LATER_FIELDS = {
+    "tokens.precision": "float32",
+    "tokens.listed_only": False,
+    "tokens.views": None,
+    "optim.schedule": "cosine",
+    "tokenizer.optim.schedule": "cosine",
+}
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 3e-4 for a string
 
 
