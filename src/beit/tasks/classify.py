@@ -9,6 +9,7 @@ from torch.nn import functional
 from beit.batch import ImageBatch
 from beit.engine.protocol import StepContext, StepOutput
 from beit.nn.classifier import Classifier
+from beit.tasks.fine_tuning import layer_decay_scales, undecayed
 from beit.tasks.mixing import MixSettings, mixed
 
 SMOOTHED = MixSettings(label_smoothing=0.1)
@@ -52,16 +53,8 @@ class ClassifyTask(nn.Module):
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S]."""
-        return frozenset(
-            f"model.encoder.{name}" for name in self.model.encoder.undecayed_parameters()
-        )
+        return undecayed(self.model.encoder)
 
     def rate_scales(self) -> Mapping[str, float]:
         """Layer-wise rate decay: rate x decay^(L + 1 - depth), the head's rate whole."""
-        encoder = self.model.encoder
-        top, depths = encoder.config.depth + 1, encoder.layer_ids()
-        return {
-            f"model.encoder.{name}": self.layer_decay ** (top - depths[name])
-            for name, parameter in encoder.named_parameters()
-            if parameter.requires_grad
-        }
+        return layer_decay_scales(self.model.encoder, self.layer_decay)

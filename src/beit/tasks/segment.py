@@ -11,6 +11,7 @@ from beit.batch import IGNORED, ImageBatch
 from beit.engine.protocol import StepContext, StepOutput
 from beit.nn.segmenter import Segmenter
 from beit.objectives.pixels import pixel_cross_entropy
+from beit.tasks.fine_tuning import layer_decay_scales, undecayed
 
 
 class SegmentTask(nn.Module):
@@ -60,19 +61,11 @@ class SegmentTask(nn.Module):
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S]."""
-        return frozenset(
-            f"model.encoder.{name}" for name in self.model.encoder.undecayed_parameters()
-        )
+        return undecayed(self.model.encoder)
 
     def rate_scales(self) -> Mapping[str, float]:
         """Layer-wise rate decay: rate x decay^(L + 1 - depth), the decoders' rate whole."""
-        encoder = self.model.encoder
-        top, depths = encoder.config.depth + 1, encoder.layer_ids()
-        return {
-            f"model.encoder.{name}": self.layer_decay ** (top - depths[name])
-            for name, parameter in encoder.named_parameters()
-            if parameter.requires_grad
-        }
+        return layer_decay_scales(self.model.encoder, self.layer_decay)
 
     def _draws(self, context: StepContext, device: torch.device) -> tuple[Tensor | None, ...]:
         """Stochastic depth and the decoders' dropout by sample: the same on any number of ranks."""

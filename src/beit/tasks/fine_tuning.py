@@ -1,0 +1,22 @@
+"""What fine-tuning tasks share: which parameters do not decay, and rates that fall by layer."""
+
+from collections.abc import Mapping
+
+from beit.nn.encoder import Encoder
+
+PREFIX = "model.encoder."  # where a task's encoder stands
+
+
+def undecayed(encoder: Encoder) -> frozenset[str]:
+    """Names in the task of positions and [S], which do not decay."""
+    return frozenset(f"{PREFIX}{name}" for name in encoder.undecayed_parameters())
+
+
+def layer_decay_scales(encoder: Encoder, decay: float) -> Mapping[str, float]:
+    """Layer-wise rate decay: rate x decay^(L + 1 - depth); what is on top keeps its rate whole."""
+    top, depths = encoder.config.depth + 1, encoder.layer_ids()
+    return {
+        f"{PREFIX}{name}": decay ** (top - depths[name])
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad
+    }
