@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import shards
+from beit.data import ranges, shards
 from beit.data.decode import BadPicture
 from beit.data.shards import ShardSource
 from beit.data.sources import Source, open_source
@@ -104,7 +104,7 @@ def test_workers_get_paths_only_and_read_the_same(tmp_path: Path) -> None:
 
 
 def test_few_files_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(ranges, "_OPEN_FILES", 3)
     for number in range(8):
         _shard(tmp_path / f"{number}.tar", f"{number}.png")
     source = open_source(str(tmp_path), "all")

@@ -14,7 +14,6 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,16 @@ from beit.data.cache import (
     publish_generation,
     save_array,
 )
-from beit.data.decode import FILE_LIMIT, BadPicture
 from beit.data.index import picture_suffix
 from beit.data.layout import VALIDATION_NAMES, Layout, LayoutBuilder
 from beit.data.naming import printable
-from beit.data.packed import PackedSource, Split
+from beit.data.packed import Split
+from beit.data.ranges import RangeSource
 from beit.errors import UserError
 
 _VERSION = 1
 _SPLIT_NAMES = (b"train", *VALIDATION_NAMES)
 _SETTLED = 2_000_000_000  # ns, as for folders
-_OPEN_SHARDS = 64  # file descriptors a process keeps
 _FORGET_EVERY = 1_000  # members; `tarfile` would remember each one
 
 
@@ -193,7 +191,7 @@ def _is_picture(name: bytes) -> bool:
     return picture_suffix(name.rpartition(b"/")[2])
 
 
-class ShardSource(PackedSource):
+class ShardSource(RangeSource):
     """The pictures inside a .tar file or a folder of .tar files."""
 
     def __init__(
@@ -203,37 +201,6 @@ class ShardSource(PackedSource):
         super().__init__(f"shards {printable(root)}", root, generation, split)
         self._shards = shards
 
-    def read_bytes(self, index: int) -> bytes:
-        """The member's content; raises `BadPicture`."""
-        place, size = self.place(index), self.size(index)
-        if size > FILE_LIMIT:
-            raise BadPicture(f"file of {size} bytes, more than {FILE_LIMIT}")
-        shard = int(self._array("shard")[place])
-        try:
-            data = os.pread(self._descriptor(shard), size, int(self._array("start")[place]))
-        except OSError as error:
-            raise BadPicture(f"cannot be read ({error.strerror})") from None
-        if len(data) < size:
-            raise BadPicture("truncated")
-        return data
-
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._descriptors:
-            if len(self._descriptors) >= _OPEN_SHARDS:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            path = _shard_path(self.root, self._shards[shard])
-            self._descriptors[shard] = os.open(path, os.O_RDONLY)
-        return self._descriptors[shard]
-
-    @cached_property
-    def _descriptors(self) -> dict[int, int]:
-        return {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state.pop("_descriptors", None)
-        return state
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            os.close(descriptor)
+    def shard_path(self, shard: int) -> bytes:
+        """The .tar file."""
+        return _shard_path(self.root, self._shards[shard])
