@@ -1,0 +1,102 @@
+"""How everything here is timed: in turns, in one process, after equal outputs were asserted.
+
+Machines are shared and clocks wander, so a time alone says little. Rivals take turns, and what is
+told is the median and the quartiles of their ratios, pair by pair; times stand beside them.
+"""
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+Call = Callable[[], object]
+
+
+def interleaved(
+    sides: Mapping[str, Call], *, rounds: int, warm_ups: int = 1, device: torch.device | str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of each side's calls, one call of each in every round.
+
+    Every second round runs backwards, so that no side always comes after the same neighbour.
+
+    Args:
+        sides: What is compared, by name. The sides' outputs must have been found equal before.
+        rounds: Timed rounds.
+        warm_ups: Rounds before them, which also compile what is compiled.
+        device: Synchronised inside the timed region.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(-warm_ups, rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            taken = timed(sides[name], device)
+            if turn >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(call: Call, device: torch.device | str = "cpu") -> float:
+    """Seconds of a call, what it left the device to do included."""
+    gc.collect()
+    synchronise(device)
+    began = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait for the device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def times_faster(slower: list[float], faster: list[float]) -> dict[str, float]:
+    """Median and quartiles of the ratio of paired times: above 1 when the second is faster."""
+    ratios = [theirs / ours for theirs, ours in zip(slower, faster, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+    }
+
+
+def matrix_peak(
+    device: torch.device | str, dtype: torch.dtype, size: int = 2048, rounds: int = 10
+) -> float:
+    """FLOP/s of a large matrix product here and now: the fastest of some rounds.
+
+    A shared machine slows down for moments; the ceiling is what it can do when it does not.
+    """
+    one = torch.randn(size, size, device=device).to(dtype)
+    other = torch.randn(size, size, device=device).to(dtype)
+    fastest = min(timed(lambda: one @ other, device) for _ in range(rounds))
+    return 2 * size**3 / fastest
+
+
+def peak_memory(call: Call, device: torch.device | str) -> int | None:
+    """Bytes that a call had allocated on a CUDA device at most; None on a CPU."""
+    if torch.device(device).type != "cuda":
+        call()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def record(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **more: Any) -> Path:
+    """Write `name`.json: rows with command, commit, day, machine and versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.json"
+    target.write_text(json.dumps({**provenance(), **more, "rows": rows}, indent=1) + "\n")
+    return target
