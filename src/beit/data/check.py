@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from beit.data.decode import BadPicture
 from beit.data.fetch import Fetching, WatchedReader, fetch
-from beit.data.sources import Source
+from beit.data.sources import Source, labels_of
 
 _AT_ONCE = 32
 _SAMPLE = 200
@@ -120,13 +120,14 @@ def info(source: Source, workers: int = 0) -> Info:
         places = []
     seen = list(_look_at(source, places, workers, digests=False))
     good = np.array([one.size for one in seen if not one.reason]).reshape(-1, 2)
-    counts = Counter(source.label(index) for index in range(len(source)))
+    labels = labels_of(source)
+    counts = np.bincount(labels[labels >= 0], minlength=len(source.classes)).tolist()
     return Info(
         name=source.name,
         fingerprint=source.fingerprint,
         pictures=len(source),
         classes={name: counts[label] for label, name in enumerate(source.classes)},
-        unlabelled=counts[-1],
+        unlabelled=int((labels < 0).sum()),
         sampled=len(seen),
         bad_in_sample=len(seen) - len(good),
         height=_spread(good[:, 0]),

@@ -99,10 +99,10 @@ def _is_current(root: bytes, generation: Path) -> bool:
         names = PackedNames(
             open_array(generation, "directory_blob"), open_array(generation, "directory_offsets")
         )
-        return all(
-            os.stat(os.path.join(root, names[place])).st_mtime_ns == times[place]
-            for place in range(len(names))
-        )
+        # All that grows here with the tree: about two microseconds a directory.
+        above, stat = os.path.join(root, b""), os.stat
+        known = zip(names, times.tolist(), strict=True)
+        return all(stat(above + name).st_mtime_ns == time_ns for name, time_ns in known)
     except (OSError, ValueError):
         return False
 
@@ -164,10 +164,6 @@ class FolderSource(PackedSource):
         first, slash, _ = self.path(0).partition(b"/")
         above = first + slash if slash and first.lower() == b"train" else b""
         folders = PackedNames(self._array("directory_blob"), self._array("directory_offsets"))
-        below = (
-            folders[place][len(above) :]
-            for place in range(len(folders))
-            if folders[place].startswith(above)
-        )
+        below = (folder[len(above) :] for folder in folders if folder.startswith(above))
         names = (printable(path[:-1]) for path in below if path.count(b"/") == 1)
         return tuple(sorted(set(names) - set(self.classes)))

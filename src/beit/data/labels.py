@@ -46,8 +46,11 @@ def choose_labels(source: Source, amount: str, seed: int) -> Source:
             "into a folder of its name"
         )
     chosen = []
+    # In one pass whatever the number of classes; stable, so a class's pictures stay in order.
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels, np.arange(len(source.classes) + 1), sorter=order)
     for label, name in enumerate(source.classes):
-        members = np.flatnonzero(labels == label)
+        members = order[bounds[label] : bounds[label + 1]]
         count = count_of(len(members))
         if count > len(members):
             raise UserError(

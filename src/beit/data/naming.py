@@ -1,6 +1,8 @@
 """File names are bytes; what is printed is text that no terminal or page can trip over."""
 
 import os
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ def printable(name: bytes) -> str:
     backslash are escaped.
     """
     text = name.replace(b"\\", b"\\\\").decode("utf-8", errors="backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
@@ -32,6 +36,11 @@ class PackedNames:
 
     def __getitem__(self, place: int) -> bytes:
         return self._blob[self._offsets[place] : self._offsets[place + 1]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All of them, from a copy of the bytes: for few names."""
+        blob, offsets = self._blob.tobytes(), self._offsets.tolist()
+        return (blob[start:stop] for start, stop in pairwise(offsets))
 
 
 def encode_path(path: str | os.PathLike[str]) -> bytes:

@@ -1,6 +1,7 @@
 """A folder that `beit data pack` made: shards, and an index that is mapped and never rebuilt."""
 
 import os
+import stat
 from pathlib import Path
 
 from beit.data.cache import load_meta
@@ -36,8 +37,7 @@ class PackedFolder(RangeSource):
             raise UserError(f"{printable(root)} was packed by another version; pack it again")
         self._shards = [name for name, _ in shards]
         for name, size in shards:
-            path = self._path_of(name)
-            if not os.path.isfile(path) or os.path.getsize(path) != size:
+            if _file_size(self._path_of(name)) != size:
                 raise UserError(
                     f"{printable(root)} lacks {name} as it was packed; copy the folder again"
                 )
@@ -48,3 +48,12 @@ class PackedFolder(RangeSource):
 
     def _path_of(self, name: str) -> bytes:
         return os.path.join(self.root, name.encode())
+
+
+def _file_size(path: bytes) -> int:
+    """Bytes of a file, -1 when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
