@@ -1,13 +1,20 @@
 """Counted work against published-style figures and against torch's own counter."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit.nn.counting import count_flops, count_work
+from beit.nn import attention
+from beit.nn.counting import count_activations, count_flops, count_work
 from beit.nn.encoder import Encoder, EncoderConfig
-from beit.nn.heads import MaskedTokenHead
+from beit.nn.heads import ClassifierHead, MaskedTokenHead
 from beit.nn.presets import SizeName, encoder_config
 
 
@@ -46,3 +53,70 @@ def test_equals_torchs_counter(relative: str) -> None:
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         head(encoder(torch.randn(1, 3, 16, 24)).tokens[:, 1:6])
     assert counter.get_total_flops() == count_flops(config, 5, 10)
+
+
+def saved_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a call, beside the model's own; views of one memory once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """What a GPU's kernel keeps; on a CPU only without a bias."""
+    assert bias is None
+    return functional.scaled_dot_product_attention(query, key, value)
+
+
+KINDS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
+    "fused bfloat16": (True, True, {}),
+    "fused float32": (False, True, {}),
+    "written out bfloat16": (True, False, {}),
+    "written out bfloat16 with a bias": (True, False, {"relative_positions": "shared"}),
+    "LayerScale": (True, True, {"layer_scale": 0.1}),
+    "dropout": (True, True, {"dropout": 0.1}),
+    "checkpointing": (True, True, {"checkpointing": True, "depth": 6}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("places", [20, None])
+def test_activations_are_what_autograd_keeps(
+    kind: str, places: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, fused, changes = KINDS[kind]
+    config = replace(EncoderConfig((80, 80), (8, 8), 96, 3, 4, drop_path=0.1), **changes)
+    if fused:
+        monkeypatch.setattr(attention, "attend", fused_attention)
+    encoder = Encoder(config)
+    head = ClassifierHead(96, 50) if places is None else MaskedTokenHead(96, 50)
+    model = nn.ModuleList((encoder, head))
+
+    def loss(images: int) -> Tensor:
+        read = None if places is None else torch.arange(places).expand(images, -1) + 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            tokens = encoder(torch.randn(images, 3, 80, 80), read=read).tokens
+            logits = head(tokens).flatten(0, -2)
+        return functional.cross_entropy(logits.float(), torch.zeros(len(logits)).long())
+
+    found = (saved_bytes(model, lambda: loss(6)) - saved_bytes(model, lambda: loss(2))) / 4
+    if config.checkpointing:  # what is recomputed comes on top, a block at a time
+        block = replace(config, checkpointing=False, depth=1)
+        found += count_activations(block, None, 1, half=half) - 100 * 192 * (2 if half else 4)
+    counted = count_activations(config, places, 50, half=half, fused=fused)
+    assert counted == pytest.approx(found, rel=0.05)
+
+
+def test_activations_of_base_and_large_are_those_counted_by_hand() -> None:
+    found = []
+    for size in ("base", "large"):
+        config = encoder_config(size, "paper", (224, 224), (16, 16))
+        found.append(count_activations(config, 75, 8192, half=True) / 1e6)
+    assert found == pytest.approx([65, 174], rel=0.05)

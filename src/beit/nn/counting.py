@@ -1,6 +1,6 @@
-"""Work and parameters, counted from the architecture: 1 multiply-add = 2 FLOP."""
+"""Work, parameters and activations, counted from the architecture: 1 multiply-add = 2 FLOP."""
 
-# N patches, T = N + 1 tokens, D width, L depth, K codes
+# N patches, T = N + 1 tokens, D width, L depth, H heads, M places of the head, K codes
 
 from __future__ import annotations
 
@@ -59,3 +59,37 @@ def count_flops(config: EncoderConfig, head_places: int, vocabulary: int) -> int
 def count_parameters(module: nn.Module) -> int:
     """Numbers that are learned; a parameter in two places counts once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def count_activations(
+    config: EncoderConfig, head_places: int | None, outputs: int, *, half: bool, fused: bool = True
+) -> int:
+    """Bytes a picture that the forward pass keeps for the backward pass.
+
+    What autograd saves: the inputs of norms (float32 always: the residual stream is not autocast),
+    those of linear layers and of GELU, queries, keys, values and what attention made of them, and
+    the float32 log-probabilities of the loss.
+
+    Args:
+        config: The encoder; with `checkpointing` a block keeps its input and one is recomputed.
+        head_places: Places M that the last block's MLP and the head are computed at; None for a
+            classifier: all of them, and their mean for the head.
+        outputs: Of the head, a place.
+        half: Whether products are computed in bfloat16.
+        fused: Whether the attention kernel keeps its scores to itself (see `attend`).
+    """
+    tokens, width = config.patches + 1, config.width
+    product = 2 if half else 4  # bytes of a number that is multiplied
+    scaled = product if config.layer_scale is not None else 0
+    dropped = 2 * product if config.dropout else 0  # on a CPU; a GPU keeps less
+    scores = 4 * config.heads if fused else product * config.heads * tokens
+    attention = tokens * ((4 + 5 * product + scaled) * width + scores)
+    mlp = (4 + product + scaled + dropped) * width + 2 * product * config.hidden  # a place
+    read = tokens if head_places is None else head_places
+    head = read if head_places is not None else 1
+    patches = product * config.patches * config.patch_values
+    rest = patches + head * ((4 + product) * width + 4 * outputs)
+    block, last = attention + tokens * mlp, attention + read * mlp
+    if config.checkpointing:
+        return 4 * config.depth * tokens * width + block + rest
+    return (config.depth - 1) * block + last + rest
