@@ -11,6 +11,8 @@ from PIL import Image
 
 from beit.cli import main
 from beit.data import pack as packing
+from beit.data import packed_folder
+from beit.data.decode import BadPicture
 from beit.data.pack import PackSettings, pack
 from beit.data.shards import find_shards
 from beit.data.sources import Source, open_source
@@ -134,6 +136,46 @@ def test_the_index_needs_the_shards_as_they_were(folder: Path, tmp_path: Path) -
     (out / "index" / "meta.json").write_text("{")
     with pytest.raises(UserError, match=r"index .* cannot be read"):
         open_source(str(out), "train")
+
+
+def test_a_shard_that_was_not_looked_at_when_opened_makes_bad_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at all of thousands would make opening a large pack slow."""
+    out = tmp_path / "out"
+    assert packed(folder, out) == 0
+    shard = out / "train" / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    monkeypatch.setattr(packed_folder, "_LOOKED_AT", 2)  # the first and the last
+    source = open_source(str(out), "train")
+    source.read(0)
+    with pytest.raises(BadPicture, match=r"train/00001.tar is not there as it was packed"):
+        source.read(3)
+    source.read(len(source) - 1)
+
+
+def test_packs_of_the_first_version_are_read(folder: Path, tmp_path: Path) -> None:
+    """They list every shard's name and size in the manifest."""
+    out = tmp_path / "out"
+    assert packed(folder, out) == 0
+    now = open_source(str(out), "val")
+    manifest = out / "index" / packed_folder.MANIFEST
+    meta = json.loads(manifest.read_text())
+    names = [
+        f"{split}/{n:05d}.tar" for split, count in meta["shards"].items() for n in range(count)
+    ]
+    assert names == ["train/00000.tar", *names[1:-1], "val/00001.tar"]
+    meta |= {"version": 1, "shards": [[name, (out / name).stat().st_size] for name in names]}
+    manifest.write_text(json.dumps(meta))
+    (out / "index" / "shard_sizes.npy").unlink()
+    then = open_source(str(out), "val")
+    assert [then.read(i).tobytes() for i in range(len(then))] == [
+        now.read(i).tobytes() for i in range(len(now))
+    ]
+    meta["version"] = 3
+    manifest.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="packed by another version"):
+        open_source(str(out), "val")
 
 
 def test_other_programs_can_read_the_shards(folder: Path, tmp_path: Path) -> None:

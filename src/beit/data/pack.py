@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from beit.data.decode import BadPicture, decode
 from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.layout import LayoutBuilder
 from beit.data.packed import PackedSource
-from beit.data.packed_folder import INDEX, MANIFEST, VERSION
+from beit.data.packed_folder import INDEX, MANIFEST, SHARD_SIZES, VERSION, shard_name
 from beit.data.sources import Source
 from beit.errors import UserError
 from beit.files import atomic_write_text, fsync_file, fsync_folder
@@ -75,7 +76,7 @@ class _Part:
 
     @property
     def shard(self) -> str:
-        return f"{self.split}/{self.number:05d}.tar"
+        return shard_name(self.split, self.number)
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,7 @@ def _write_index(folder: Path, sources: dict[str, Source], parts: Sequence[_Part
         "start": np.array(columns["start"], np.int64),
         "labels": np.array(columns["labels"], np.int32),
         **{name: np.array(where, np.int64) for name, where in places.items()},
+        SHARD_SIZES: np.array([part.size for part in parts], np.int64),
     }
     for name, values in arrays.items():
         save_array(folder / INDEX, name, values)
@@ -309,7 +311,7 @@ def _write_index(folder: Path, sources: dict[str, Source], parts: Sequence[_Part
         "version": VERSION,
         "fingerprint": layout.fingerprint,
         "classes": [name.encode("utf-8", "backslashreplace").hex() for name in classes],
-        "shards": [[part.shard, part.size] for part in parts],
+        "shards": dict(Counter(part.split for part in parts)),
     }
     atomic_write_text(folder / INDEX / MANIFEST, json.dumps(manifest) + "\n")
 

@@ -2,16 +2,31 @@
 
 import os
 import stat
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from beit.data.cache import load_meta
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.data.cache import load_meta, open_array
+from beit.data.decode import BadPicture
 from beit.data.naming import printable
 from beit.data.packed import Split
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 
-INDEX, MANIFEST = "index", "meta.json"
-VERSION = 1
+INDEX, MANIFEST, SHARD_SIZES = "index", "meta.json", "shard_sizes"
+VERSION = 2
+READABLE = (1, 2)
+_LOOKED_AT = 64  # shards, when a folder is opened; all others when they are first read
+
+Integers = NDArray[np.int64]
+
+
+def shard_name(split: str, number: int) -> str:
+    """Where a split's shard lies in the folder."""
+    return f"{split}/{number:05d}.tar"
 
 
 def is_packed_folder(path: bytes) -> bool:
@@ -28,26 +43,52 @@ class PackedFolder(RangeSource):
         try:
             super().__init__(f"pack {printable(root)}", root, index, split)
             meta = load_meta(index)
-            shards = [(str(name), int(size)) for name, size in meta["shards"]]
+            if meta.get("version") not in READABLE:
+                raise UserError(f"{printable(root)} was packed by another version; pack it again")
+            self._counts, self._sizes = _shards(meta, index)
+        except UserError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the index of {printable(root)} cannot be read ({error}); copy the folder again"
             ) from error
-        if meta.get("version") != VERSION:
-            raise UserError(f"{printable(root)} was packed by another version; pack it again")
-        self._shards = [name for name, _ in shards]
-        for name, size in shards:
-            if _file_size(self._path_of(name)) != size:
+        count = len(self._sizes)
+        for shard in np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int).tolist():
+            if not self._as_packed(shard):
                 raise UserError(
-                    f"{printable(root)} lacks {name} as it was packed; copy the folder again"
+                    f"{printable(root)} lacks {self._name_of(shard)} as it was packed; "
+                    "copy the folder again"
                 )
 
     def shard_path(self, shard: int) -> bytes:
-        """The .tar file."""
-        return self._path_of(self._shards[shard])
+        """The .tar file; raises `BadPicture` when it is not the one that was packed."""
+        if not self._as_packed(shard):
+            raise BadPicture(f"{self._name_of(shard)} is not there as it was packed")
+        return self._path_of(shard)
 
-    def _path_of(self, name: str) -> bytes:
-        return os.path.join(self.root, name.encode())
+    def _as_packed(self, shard: int) -> bool:
+        return _file_size(self._path_of(shard)) == int(self._sizes[shard])
+
+    def _path_of(self, shard: int) -> bytes:
+        return os.path.join(self.root, self._name_of(shard).encode())
+
+    def _name_of(self, shard: int) -> str:
+        for split, count in self._counts.items():
+            if shard < count:
+                return shard_name(split, shard)
+            shard -= count
+        raise ValueError(f"there is no shard {shard}")
+
+
+def _shards(meta: dict[str, Any], index: Path) -> tuple[dict[str, int], Integers]:
+    """How many shards each split has, and the bytes of each shard, split by split.
+
+    The first version listed all names and sizes in its manifest, which took time to read.
+    """
+    if meta["version"] == 1:
+        splits = Counter(str(name).partition("/")[0] for name, _ in meta["shards"])
+        return dict(splits), np.array([size for _, size in meta["shards"]], np.int64)
+    return meta["shards"], open_array(index, SHARD_SIZES)
 
 
 def _file_size(path: bytes) -> int:
