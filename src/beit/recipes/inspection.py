@@ -13,8 +13,6 @@ from beit.recipes.named import RECIPES, pretrain_recipe
 from beit.recipes.named_downstream import CLASSIFY, SEGMENT, classify_recipe, segment_recipe
 from beit.recipes.overrides import apply_overrides, dotted_names
 
-CLASSES, MASK_CLASSES = 1000, 150  # ImageNet's and ADE20K's, to count with
-
 
 def list_recipes() -> dict[str, dict[str, str]]:
     """Every recipe's name and one line on it, by the command that takes it."""
@@ -43,87 +41,22 @@ def show_recipe(
         "segment": segment_recipe,
     }
     recipe = apply_overrides(makers[task](name), overrides, ("--json", "--task"))
-    counts = counted(recipe) if isinstance(recipe, PretrainRecipe) else _counted_fine_tuning(recipe)
+    from beit.recipes.counting import counted
+
     result = {
         "name": name,
         "description": list_recipes()[task][name],
         "recipe": recipe.model_dump(mode="json"),
-        **counts,
+        **counted(recipe),
     }
     if not quiet:
         _print_recipe(recipe, result)
     return result
 
 
-def _counted_fine_tuning(recipe: Recipe) -> dict[str, Any]:
-    """Parameters and work of a classifier of 1,000 or a segmenter of 150 classes."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from beit.nn.classifier import Classifier
-    from beit.nn.counting import count_parameters
-    from beit.nn.encoder import Encoder
-    from beit.nn.heads import ClassifierHead
-    from beit.recipes.build import encoder_config_of
-    from beit.recipes.initial import Start
-    from beit.recipes.segment import segmenter
-
-    assert isinstance(recipe, ClassifyRecipe | SegmentRecipe)
-    config = encoder_config_of(recipe.encoder)
-    with torch.device("meta"):
-        encoder = Encoder(config)
-        if isinstance(recipe, ClassifyRecipe):
-            model: torch.nn.Module = Classifier(encoder, ClassifierHead(config.width, CLASSES))
-        else:
-            model = segmenter(recipe, Start(encoder), ("",) * MASK_CLASSES)
-        model.eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(2, 3, *config.image_size))
-    forward = counter.get_total_flops() / 2e9
-    return {
-        "parameters": count_parameters(model),
-        "resolved_encoder": asdict(config),
-        "gflop_per_picture": {
-            "forward": round(forward, 4),
-            "forward_and_backward": round(3 * forward, 4),
-        },
-    }
-
-
-def counted(recipe: PretrainRecipe) -> dict[str, Any]:
-    """Parameters, and GFLOP a picture (1 multiply-add = 2 FLOP), counted from the architecture."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from beit.nn.counting import count_parameters, count_work
-    from beit.recipes.build import encoder_config_of, mask_plan, pretrain_task, tokenizer_config
-    from beit.tokenizer.dvae import DiscreteVAE
-
-    encoder, tokenizer = encoder_config_of(recipe.encoder), tokenizer_config(recipe.tokenizer.model)
-    with torch.device("meta"):
-        vae = DiscreteVAE(tokenizer)
-        model = pretrain_task(recipe, vae).model
-    places = mask_plan(recipe).capacity
-    work = count_work(encoder, places, model.head.output.out_features)
-    view = [side * tokenizer.stride for side in encoder.grid]
-    with FlopCounterMode(display=False) as counter:
-        vae.logits(torch.empty(1, 3, *view, device="meta"))
-    live = counter.get_total_flops()
-    return {
-        "parameters": count_parameters(model),
-        "tokenizer_parameters": count_parameters(vae),
-        "resolved_encoder": asdict(encoder),
-        "resolved_tokenizer": tokenizer.to_dict(),
-        "gflop_per_picture": {
-            "forward": round(work.forward / 1e9, 4),
-            "forward_and_backward": round(work.training / 1e9, 4),
-            "tokenizer": round(live / 1e9, 4),
-            "step": round((work.training + live) / 1e9, 4),
-        },
-    }
-
-
 def _print_recipe(recipe: Recipe, result: dict[str, Any]) -> None:
+    from beit.recipes.counting import CLASSES, MASK_CLASSES
+
     print(f"{recipe.name}: {result['description']}\n")
     names = list(dotted_names(recipe))
     width = max(len(name) for name, _, _ in names)

@@ -1,0 +1,191 @@
+"""How fast this machine makes the steps of a recipe: some real ones, timed.
+
+What is timed is the engine's own step on random pictures, with freshly drawn weights: forward,
+backward, clipping, AdamW, at two sizes of batch. A straight line through both gives what a step and
+what a picture costs. A model too large for the time at hand is timed with 2 and with 4 blocks, and
+the line goes on to its depth, along which FLOP grow in the same proportion.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from beit.batch import ImageBatch
+from beit.data.augment import prepare
+from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
+from beit.data.views import ViewSettings
+from beit.engine.distribution import World
+from beit.engine.ema import WeightAverage
+from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.engine.settings import FitSettings
+from beit.engine.step import TrainingStep
+
+Call = Callable[[], object]
+SIZES = 4  # the larger batch that is timed is this many times the smaller one
+_MOST = 15  # rounds
+_PEAK = {"cpu": 1024, "cuda": 8192}  # sides of the matrices
+
+
+class Cost(NamedTuple):
+    """Seconds on one device: of a step whatever its size, and of each picture in it."""
+
+    fixed: float
+    each: float
+
+    def at(self, pictures: float) -> float:
+        """Seconds of a step of so many pictures."""
+        return self.fixed + self.each * pictures
+
+    def deeper(self, other: "Cost", times: float) -> "Cost":
+        """The line through this cost (at 0) and another (at 1), at `times`; never below this."""
+        return Cost(*(max(a, a + (b - a) * times) for a, b in zip(self, other, strict=True)))
+
+
+class Timed(NamedTuple):
+    """A cost, and the largest batch that it was measured with."""
+
+    cost: Cost
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a random batch is to look like."""
+
+    views: ViewSettings
+    masks: MaskPlan | None = None
+    codes: tuple[int, int] | None = None  # grid of the visual tokens that it brings
+    classes: int = 0  # labels, where there are any
+
+
+def random_batch(shape: Shape, pictures: int, device: torch.device) -> ImageBatch:
+    """A batch as the loader hands it over, of random pixels."""
+    keys = [Key(0, 0, index) for index in range(pictures)]
+    views, where = shape.views, torch.arange(pictures)
+    sizes = (views.patch_view, views.token_view)
+    patch_view, token_view = (None if s is None else _pixels(pictures, s) for s in sizes)
+    batch = ImageBatch(
+        index=where,
+        epoch=torch.zeros_like(where),
+        patch_view=patch_view,
+        token_view=token_view,
+        colour=colour_draws(keys, views.jitter, flip=views.flip),
+        masks=None if shape.masks is None else draw_masks(shape.masks, keys),
+        codes=None if shape.codes is None else torch.zeros(pictures, *shape.codes).long(),
+        label=where % shape.classes if shape.classes else None,
+    )
+    return batch.to(device)
+
+
+def _pixels(pictures: int, size: tuple[int, int]) -> Tensor:
+    return torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
+
+
+def steps_of(
+    task: nn.Module, shape: Shape, settings: FitSettings, device: torch.device
+) -> Callable[[int], Call]:
+    """Training steps of a task: a function from pictures a step to a step that can be called."""
+    task.to(device).train()
+    groups = parameter_groups(
+        trainable(task),
+        weight_decay=settings.weight_decay,
+        undecayed=task.undecayed_parameters(),  # type: ignore[operator]
+    )
+    optimiser = build_optimiser(groups, betas=settings.betas, eps=settings.eps)
+    average = None if settings.ema is None else WeightAverage(trainable(task), settings.ema)
+    if settings.compile:
+        for child in task.children():
+            child.compile()
+
+    def make(pictures: int) -> Call:
+        one = replace(settings, global_batch=pictures, accumulate=1)
+        step = TrainingStep(task, optimiser, average, one, World(), device, prepare=prepare)
+        batches: Iterator[ImageBatch] = repeat(random_batch(shape, pictures, device))
+        return lambda: step(0, batches)
+
+    return make
+
+
+def cost(
+    make: Callable[[int], Call], most: int, budget: float, device: torch.device, *, least: int = 1
+) -> Timed:
+    """Time something at two sizes, in turns.
+
+    Args:
+        make: From a number of pictures to a call.
+        most: Pictures in a real call; more are never timed.
+        budget: Seconds that this may take, roughly; two rounds are made at any rate.
+        device: What computes.
+        least: Pictures in a call at least.
+    """
+    small = min(most, max(least, SIZES))
+    call = make(small)
+    timed(call, device)  # the first time is no measure
+    each = timed(call, device) / small
+    rounds = 3
+    # A round is one call of each size, and each size is called once more to warm up.
+    fitting = int(budget / ((rounds + 1) * (1 + 1 / SIZES) * each))
+    large = most if fitting >= most else max(small, fitting // SIZES * SIZES)
+    smaller = max(min(least, large), large // SIZES)
+    if smaller == large:
+        times = _in_turns([make(large)], budget, device)
+        return Timed(Cost(0.0, times[0] / large), large)
+    short, long = _in_turns([make(smaller), make(large)], budget, device)
+    slope = min((long - short) / (large - smaller), long / large)
+    each = max(slope, 0.5 * long / large)  # noise must not turn a step into overhead
+    return Timed(Cost(long - each * large, each), large)
+
+
+def _in_turns(calls: list[Call], budget: float, device: torch.device) -> list[float]:
+    """Median seconds of each call."""
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
+    while len(times[0]) < 2 or (
+        len(times[0]) < _MOST
+        and (time.perf_counter() - began) * (1 + 1 / len(times[0])) < 0.8 * budget
+    ):
+        for call, found in zip(calls, times, strict=True):
+            found.append(timed(call, device))
+    return [statistics.median(found) for found in times]
+
+
+def timed(call: Call, device: torch.device) -> float:
+    """Seconds of a call, what it left the device to do included."""
+    _wait(device)
+    began = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
+    """FLOP/s of a large matrix product here and now: the fastest of some rounds."""
+    size = _PEAK[device.type]
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    timed(lambda: one @ other, device)
+    return 2 * size**3 / min(timed(lambda: one @ other, device) for _ in range(rounds))
+
+
+def seconds_a_picture(batches: Iterator[ImageBatch], budget: float) -> float:
+    """How long a loader without processes of its own takes for a picture.
+
+    The first batch only warms up.
+    """
+    next(batches)
+    pictures, began = 0, time.perf_counter()
+    while pictures == 0 or time.perf_counter() - began < budget:
+        pictures += len(next(batches).index)
+    return (time.perf_counter() - began) / pictures
