@@ -1,0 +1,156 @@
+"""How many bytes a picture does the forward pass keep for the backward pass, and which operation?
+
+Counted on any machine: what autograd saved at two pictures less what it saved at one, so that
+weights, their casts and the attention bias, which are kept once, drop out. Storages count once.
+On CUDA the allocator's peak is told beside it.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import beit
+from beit.batch import Masks
+from beit.nn import attention
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.presets import PRESETS
+from beit.objectives.masked import masked_token_loss
+from beit.recipes.build import choose_device, encoder_config_of, masked_image_model
+from harness import peak_memory, record
+
+LIMITS = {"base": 65.0, "large": 174.0}  # megabytes, counted
+VOCABULARY, PLACES = 8192, 75
+
+
+def memory(options: argparse.Namespace) -> Path:
+    """Measure some sizes and write the record."""
+    device = choose_device(options.device)
+    sizes = options.sizes or ["base", "large"]
+    rows = [row for size in sizes for preset in PRESETS for row in _rows(size, preset, device)]
+    return record(f"growth-memory-{device.type}", rows, options.results)
+
+
+def _rows(size: str, preset: str, device: torch.device) -> Iterator[dict[str, Any]]:
+    recipe = beit.recipe(size, {"encoder.preset": preset})
+    model = masked_image_model(recipe, VOCABULARY).to(device).train()
+    config = encoder_config_of(recipe.encoder)
+    for kernel in ("fused", "written out") if device.type == "cpu" else ("fused",):
+        with _attention(kernel):
+            saved = saved_a_picture(model, device)
+        total = sum(saved.values()) / 1e6
+        row = {
+            "size": size,
+            "preset": preset,
+            "attention": kernel,
+            "megabytes a picture": round(total, 2),
+            "limit": LIMITS.get(size),
+            "of the limit": round(total / LIMITS[size], 3) if size in LIMITS else None,
+            "tokens": config.patches + 1,
+            "by operation": {name: round(count / 1e6, 2) for name, count in saved.most_common()},
+        }
+        if device.type == "cuda":
+            row["megabytes a picture at the peak"] = _peak(model, device)
+        print(json.dumps(row, indent=1), flush=True)
+        yield row
+
+
+def saved_a_picture(model: MaskedImageModel, device: torch.device) -> Counter[str]:
+    """Bytes by operation that one more picture makes autograd save, in bfloat16 autocast."""
+    two, one = (saved_bytes(_loss(model, pictures, device), model) for pictures in (2, 1))
+    return Counter({name: two[name] - one[name] for name in two if two[name] != one[name]})
+
+
+def _loss(model: MaskedImageModel, pictures: int, device: torch.device) -> Tensor:
+    """The loss of drawn pictures with the first places masked."""
+    config = model.encoder.config
+    generator = torch.Generator().manual_seed(0)
+    places = min(PLACES, config.patches)
+    index = torch.arange(places).repeat(pictures, 1)
+    grid = torch.zeros(pictures, config.patches, dtype=torch.bool)
+    grid[:, :places] = True
+    masks = Masks(grid.view(pictures, *config.grid), index, torch.ones(pictures, places))
+    masks = Masks(masks.grid.to(device), masks.index.to(device), masks.weight.to(device))
+    images = torch.randn(pictures, 3, *config.image_size, generator=generator).to(device)
+    draws = torch.full((pictures, 2 * config.depth), 0.9, device=device)  # nothing is dropped
+    targets = torch.zeros(pictures, places, dtype=torch.int64, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        logits = model(images, masks, draws)
+        return masked_token_loss(logits, targets, masks.weight)[0]
+
+
+def saved_bytes(loss: Tensor, model: nn.Module) -> Counter[str]:
+    """Bytes that the graph behind a loss keeps, by the operation that first wants them."""
+    seen = {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
+    }
+    found: Counter[str] = Counter()
+    for node in _nodes(loss):
+        for tensor in _saved(node):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                found[node.name().removesuffix("0").removesuffix("Backward")] += storage.nbytes()
+    return found
+
+
+def _nodes(loss: Tensor) -> Iterator[Any]:
+    """Every operation of a graph, each once."""
+    waiting: list[Any] = [loss.grad_fn]
+    known = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        following = [before for before, _ in node.next_functions if before is not None]
+        waiting += [node for node in following if node not in known]
+        known.update(following)
+
+
+def _saved(node: Any) -> Iterator[Tensor]:
+    names = [name for name in dir(node) if name.startswith("_saved_")]
+    values = [getattr(node, name) for name in names] + list(getattr(node, "saved_tensors", ()))
+    for value in values:
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, Tensor):
+                yield one
+
+
+@contextmanager
+def _attention(kernel: str) -> Iterator[None]:
+    """Let a CPU keep what CUDA's kernels keep: no scores.
+
+    A CPU has such a kernel only for a bias that does not learn; the bias is one for all pictures.
+    """
+    ours = attention.attend
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.detach().to(query.dtype).unsqueeze(0)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+    try:
+        if kernel == "fused" and not torch.cuda.is_available():
+            attention.attend = fused
+        yield
+    finally:
+        attention.attend = ours
+
+
+def _peak(model: MaskedImageModel, device: torch.device) -> float:
+    """Megabytes that a picture adds to the peak of forward and backward."""
+
+    def of(pictures: int) -> int:
+        model.zero_grad(set_to_none=False)
+        return (
+            peak_memory(lambda: torch.autograd.backward(_loss(model, pictures, device)), device)
+            or 0
+        )
+
+    of(1)  # makes the gradients
+    return round((of(16) - of(8)) / 8 / 1e6, 2)

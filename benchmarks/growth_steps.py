@@ -1,0 +1,99 @@
+"""Is the time of a step linear in the batch?"""
+
+import argparse
+import json
+import math
+import statistics
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import beit
+from beit.batch import ImageBatch
+from beit.data.augment import prepare
+from beit.data.loader import LoaderSettings, training_batches
+from beit.data.named import ArraySource
+from beit.engine.distribution import World
+from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.engine.step import TrainingStep
+from beit.recipes.build import (
+    choose_device,
+    encoder_config_of,
+    fit_settings,
+    mask_plan,
+    pretrain_task,
+    tokenizer_config,
+    view_settings,
+)
+from beit.recipes.models import PretrainRecipe
+from beit.tokenizer.dvae import DiscreteVAE
+from harness import Call, interleaved, record, times_faster
+
+BATCHES = (4, 8, 16, 32)
+
+
+def batches(options: argparse.Namespace) -> Path:
+    """Time whole steps, live tokenizer and AdamW included, at growing batches."""
+    device = choose_device(options.device)
+    rows = [_growth(size, options.rounds, device) for size in options.sizes or ["tiny", "small"]]
+    return record(f"growth-batch-{device.type}", rows, options.results)
+
+
+def _growth(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    sides = {str(batch): training_call(size, batch, device) for batch in BATCHES}
+    seconds = interleaved(sides, rounds=rounds, device=device)
+    a_picture = {name: [time / int(name) for time in times] for name, times in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    first, last = str(BATCHES[0]), str(BATCHES[-1])
+    row = {
+        "size": size,
+        "milliseconds a picture": {
+            name: round(1000 * statistics.median(times), 3) for name, times in a_picture.items()
+        },
+        "exponent": round(_slope(medians), 3),
+        f"a picture at {last} against {first}": times_faster(a_picture[last], a_picture[first]),
+    }
+    print(json.dumps(row, indent=1), flush=True)
+    return row
+
+
+def _slope(medians: dict[str, float]) -> float:
+    """The exponent p of time = c * batch^p, by least squares on logarithms."""
+    sizes = [math.log(int(name)) for name in medians]
+    times = [math.log(time) for time in medians.values()]
+    return statistics.linear_regression(sizes, times).slope
+
+
+def training_call(size: str, batch: int, device: torch.device) -> Call:
+    """A step of a recipe as the engine makes it, on drawn pictures."""
+    recipe: PretrainRecipe = beit.recipe(size, {"optim.batch": batch})
+    torch.manual_seed(0)
+    vae = DiscreteVAE(tokenizer_config(recipe.tokenizer.model)).to(device).eval()
+    vae.requires_grad_(False)
+    task = pretrain_task(recipe, vae).to(device).train()
+    settings = fit_settings(recipe.optim, recipe.engine, 1_000_000, device)
+    groups = parameter_groups(
+        trainable(task),
+        weight_decay=settings.weight_decay,
+        undecayed=task.undecayed_parameters(),
+    )
+    optimiser = build_optimiser(groups, betas=settings.betas, eps=settings.eps)
+    step = TrainingStep(task, optimiser, None, settings, World(), device, prepare=prepare)
+    drawn = _batch(recipe, vae, batch).to(device)
+    return lambda: step(0, repeat(drawn))
+
+
+def _batch(recipe: PretrainRecipe, vae: DiscreteVAE, batch: int) -> ImageBatch:
+    grid, stride = encoder_config_of(recipe.encoder).grid, vae.config.stride
+    views = view_settings(
+        recipe.views,
+        patch_view=recipe.encoder.image_size,
+        token_view=(grid[0] * stride, grid[1] * stride),
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, 64, 64, 3), np.uint8)
+    labels = np.zeros(batch, np.int64)
+    source = ArraySource("drawn", pixels, labels, ["all"], np.arange(batch))
+    return next(training_batches(source, views, mask_plan(recipe), LoaderSettings(batch), 0))
