@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import SOURCES, add_command
+from beit.cli.planning import add_plan
 from beit.cli.preparing import add_pack
 
 
 def add(commands: Any) -> None:
-    """Add `demo`, `data`, `recipes` and `report`."""
+    """Add `demo`, `data`, `recipes`, `plan` and `report`."""
     _demo(commands)
     _data(commands)
     _recipes(commands)
+    add_plan(commands)
     _report(commands)
 
 

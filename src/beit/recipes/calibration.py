@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.engine.protocol import ScalesRates, Task
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep
 
@@ -95,7 +96,8 @@ def steps_of(
     groups = parameter_groups(
         trainable(task),
         weight_decay=settings.weight_decay,
-        undecayed=task.undecayed_parameters(),  # type: ignore[operator]
+        undecayed=cast(Task, task).undecayed_parameters(),
+        rate_scales=task.rate_scales() if isinstance(task, ScalesRates) else None,
     )
     optimiser = build_optimiser(groups, betas=settings.betas, eps=settings.eps)
     average = None if settings.ema is None else WeightAverage(trainable(task), settings.ema)

@@ -112,6 +112,7 @@ def this_machine(device: torch.device, rates: Mapping[Precision, float]) -> Mach
         properties = torch.cuda.get_device_properties(device)
         name, memory = str(properties.name), float(properties.total_memory)
     else:
-        name = f"this CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
         memory = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     return Machine(name, rates, "measured", memory, device.type == "cuda", None)

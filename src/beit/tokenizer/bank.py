@@ -72,7 +72,7 @@ class BankManifest:
     @property
     def size(self) -> int:
         """Bytes of the codes."""
-        return 2 * math.prod(self.shape)
+        return codes_size(self.views, self.origin.pictures, self.origin.grid)
 
     def as_json(self) -> str:
         """The manifest as text."""
@@ -91,6 +91,11 @@ class BankManifest:
                 if there != here:
                     return f"{other} ({field} {there} there, {here} here)"
         return None
+
+
+def codes_size(views: int, pictures: int, grid: tuple[int, int]) -> int:
+    """Bytes that the codes of a bank take."""
+    return 2 * views * pictures * math.prod(grid)
 
 
 def _short(value: Any) -> str:

@@ -103,3 +103,22 @@ def _blocks(width: int, wanted: int, blocks: int, bottleneck: int, kernels: Sequ
         total += width * wanted if width != wanted else 0
         width = wanted
     return total
+
+
+def count_working_memory(
+    config: DiscreteVAEConfig, grid: tuple[int, int] | None = None, *, half: bool = False
+) -> int:
+    """Bytes a picture that reading codes takes for a while: three of the largest maps, or logits.
+
+    Args:
+        config: The discrete VAE.
+        grid: Codes (height, width) of the picture; the configuration's own by default.
+        half: Whether its convolutions run in half precision.
+    """
+    height, width = config.grid if grid is None else grid
+    codes, levels = height * width, len(config.encoder_widths)
+    maps = max(
+        channels * (codes << 2 * (levels - 1 - level))
+        for level, channels in enumerate(config.encoder_widths)
+    )
+    return max(3 * maps * (2 if half else 4), 2 * 4 * codes * config.vocabulary)

@@ -1,0 +1,75 @@
+"""The command that tells what a run would cost."""
+
+import argparse
+from typing import Any
+
+from beit.cli.arguments import OVERRIDES, add_command, flags
+
+
+def add_plan(commands: Any) -> None:
+    """Add `plan`."""
+    text = "time, memory and disk of a run, before it costs anything"
+    plan = add_command(commands, "plan", text, _run_plan, epilog=OVERRIDES)
+    plan.set_defaults(takes_overrides=True)
+    plan.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
+    plan.add_argument("--images", type=int, metavar="N", help="pictures to train on, or")
+    plan.add_argument("--data", metavar="SRC", help="where they are, to time their reading too")
+    plan.add_argument(
+        "--devices", type=int, default=1, metavar="K", help="that share a batch (1); K machines"
+    )
+    plan.add_argument(
+        "--machine",
+        default="here",
+        metavar="NAME",
+        help="here (some real steps are timed), h200 or two-cores",
+    )
+    plan.add_argument(
+        "--rate", type=float, metavar="TFLOPS", help="of a device's matrix product, where not here"
+    )
+    plan.add_argument(
+        "--share", type=float, metavar="S", help="of that rate, that a step reaches (0.5)"
+    )
+    plan.add_argument("--memory", type=float, metavar="GB", help="of a device, where not here")
+    plan.add_argument("--bank-views", type=int, metavar="K", help="views of each picture in a bank")
+    tasks = ("pretrain", "classify", "segment")
+    plan.add_argument("--task", choices=tasks, default="pretrain", help="whose recipe (pretrain)")
+    plan.add_argument("--device", help="cpu, cuda or cuda:N to time steps on; the best by default")
+    plan.add_argument(
+        "--seconds", type=float, default=20.0, metavar="S", help="to time steps for, roughly (20)"
+    )
+
+
+def _run_plan(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.named import pretrain_recipe
+    from beit.recipes.named_downstream import classify_recipe, segment_recipe
+    from beit.recipes.overrides import apply_overrides
+
+    makers: dict[str, Any] = {
+        "pretrain": pretrain_recipe,
+        "classify": classify_recipe,
+        "segment": segment_recipe,
+    }
+    recipe = apply_overrides(
+        makers[options.task](options.recipe), options.overrides, flags(options)
+    )
+    from beit.recipes.plan_text import plan_text
+    from beit.recipes.planning import PlanRequest, plan
+
+    found = plan(
+        recipe,
+        PlanRequest(
+            images=options.images,
+            data=options.data,
+            devices=options.devices,
+            machine=options.machine,
+            rate=None if options.rate is None else options.rate * 1e12,
+            share=options.share,
+            memory=None if options.memory is None else options.memory * 1e9,
+            bank_views=options.bank_views,
+            device=options.device,
+            seconds=options.seconds,
+        ),
+    )
+    if not options.json:
+        print(plan_text(found))
+    return found

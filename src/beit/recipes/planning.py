@@ -1,0 +1,343 @@
+"""`beit plan`: time, memory and disk of a run, before it costs anything."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from beit.data.loader import LoaderSettings, training_batches
+from beit.data.sources import Source, open_source
+from beit.data.views import ViewSettings
+from beit.errors import UserError
+from beit.recipes import footprint
+from beit.recipes.banking import views_needed
+from beit.recipes.build import (
+    choose_device,
+    choose_workers,
+    encoder_config_of,
+    fit_settings,
+    mask_plan,
+    tokenizer_config,
+    view_settings,
+)
+from beit.recipes.calibration import Cost, seconds_a_picture
+from beit.recipes.checks import refuse_impossible
+from beit.recipes.counting import CLASSES, counted, encoder_work, reading_work
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe
+from beit.recipes.machines import HERE, named_machine
+from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe
+from beit.recipes.overrides import replace
+from beit.recipes.pacing import (
+    Pace,
+    Planned,
+    assumed_pace,
+    has_tokens,
+    measured_pace,
+    tokenizer_work,
+)
+
+_LOOK = 1.0  # seconds that reading pictures is timed for, each kind of view
+_LOADED = 32  # pictures that are read together meanwhile
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked beside the recipe.
+
+    Attributes:
+        images: Pictures to train on; not with data.
+        data: A source to count them in, whose reading is timed.
+        devices: That share a batch.
+        machine: "here", or a name of `beit.recipes.machines.MACHINES`.
+        rate: FLOP/s of a device, as told; wins over the named one.
+        share: Of the rate of a machine that is not here, that a step reaches.
+        memory: Bytes of a device, as told.
+        bank_views: Views of each picture in a bank.
+        device: What to time steps on here.
+        seconds: That timing may take, roughly.
+    """
+
+    images: int | None = None
+    data: str | None = None
+    devices: int = 1
+    machine: str = HERE
+    rate: float | None = None
+    share: float | None = None
+    memory: float | None = None
+    bank_views: int | None = None
+    device: str | None = None
+    seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Reading pictures: one process's seconds for each, and how many there are."""
+
+    live: float
+    banked: float
+    tokenizer: float
+    workers: int
+    crowded: float  # what a second of reading takes from a step that has every core to itself
+
+    def seconds(self, step: float, read: float) -> tuple[float, str]:
+        """Seconds of a step with its reading, and which of the two decides.
+
+        Without processes of their own they take turns, with such they overlap.
+        """
+        if not self.workers:
+            return step + read, "input" if read > step else "step"
+        worked = step + self.crowded * read
+        waited = read / self.workers
+        return max(worked, waited), "input" if waited > worked else "step"
+
+
+NO_INPUT = _Input(0.0, 0.0, 0.0, 0, 0.0)
+
+
+def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
+    """Tell what a run would take.
+
+    Raises:
+        UserError: Something asked for cannot be.
+    """
+    recipe = _refused(recipe, request)
+    device = choose_device(request.device)
+    sources = _sources(request)
+    pictures = request.images if sources is None else len(sources[0])
+    assert pictures is not None
+    if pictures == 0:
+        raise UserError(f"{request.data} holds no picture to train on")
+    refuse_impossible(recipe, request.devices, pictures, device)
+    classes = len(sources[0].classes) if sources is not None else 0
+    classes = classes or CLASSES
+    pace = _pace(recipe, request, device, classes)
+    reading = NO_INPUT if sources is None else _input(recipe, request, sources[0], device)
+    held_out = 0 if sources is None else len(sources[1])
+    run = _Run(recipe, pace, request.devices, pictures, held_out, reading, device)
+    disk = footprint.disk(recipe, pictures, classes)
+    if sources is not None:
+        disk |= footprint.packed_size(sources)
+    return {
+        "recipe": recipe.name,
+        "images": pictures,
+        "validation_images": held_out,
+        "devices": request.devices,
+        **_counts(recipe, classes),
+        "machine": _machine(pace, recipe, request.devices, classes),
+        "stages": run.stages(),
+        "input": None if sources is None else asdict(reading),
+        "memory": footprint.memory(recipe, pace.machine, pace.precision, request.devices, classes),
+        "disk": disk,
+        "notes": [*pace.notes, *_notes(request)],
+    }
+
+
+def _refused(recipe: Recipe, request: PlanRequest) -> Planned:
+    """The recipe as it would run; what cannot be planned is refused."""
+    if not isinstance(recipe, PretrainRecipe | ClassifyRecipe):
+        raise UserError("plan knows pretrain and classify; `beit recipes show` counts a segmenter")
+    if (request.images is None) == (request.data is None):
+        raise UserError("plan needs either --images N or --data SRC, to know how many there are")
+    _refuse_numbers(request)
+    if request.devices > recipe.optim.batch:
+        raise UserError(
+            f"--devices {request.devices}: a batch of {recipe.optim.batch} pictures does not reach "
+            "so many; take fewer, or raise --optim.batch"
+        )
+    if request.bank_views is None:
+        return recipe
+    if not has_tokens(recipe):
+        raise UserError("--bank-views has no use: the recipe takes no visual tokens")
+    return replace(recipe, {"tokens.views": request.bank_views})
+
+
+def _refuse_numbers(request: PlanRequest) -> None:
+    counts = {
+        "--images": request.images,
+        "--devices": request.devices,
+        "--bank-views": request.bank_views,
+    }
+    for flag, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{flag} {count}: there must be at least 1")
+    if not 0 < request.seconds < math.inf:
+        raise UserError(f"--seconds {request.seconds:g}: timing steps takes some time")
+    if request.machine != HERE or request.rate is not None:
+        return
+    for flag, given in (("--share", request.share), ("--memory", request.memory)):
+        if given is not None:
+            raise UserError(f"{flag} has no use here, where it is measured; name a --machine")
+
+
+def _sources(request: PlanRequest) -> tuple[Source, Source] | None:
+    if request.data is None:
+        return None
+    return open_source(request.data, "train"), open_source(request.data, "val")
+
+
+def _pace(recipe: Planned, request: PlanRequest, device: torch.device, classes: int) -> Pace:
+    """Timed here, or counted."""
+    if request.machine == HERE and request.rate is None:
+        return measured_pace(recipe, device, request.devices, request.seconds, classes)
+    machine = named_machine(
+        request.machine, rate=request.rate, share=request.share, memory=request.memory
+    )
+    return assumed_pace(recipe, machine, classes)
+
+
+def _counts(recipe: Planned, classes: int) -> dict[str, Any]:
+    """Parameters and GFLOP a picture."""
+    found = counted(recipe)
+    work: dict[str, float] = dict(found["gflop_per_picture"])
+    if isinstance(recipe, ClassifyRecipe):
+        own = encoder_work(recipe, classes)
+        work = {"forward": own.forward / 1e9, "forward_and_backward": own.training / 1e9}
+    elif has_tokens(recipe):
+        work["tokenizer_training"] = tokenizer_work(recipe).training / 1e9
+    return {
+        "parameters": found["parameters"],
+        "tokenizer_parameters": found.get("tokenizer_parameters") if has_tokens(recipe) else None,
+        "gflop_per_picture": work,
+    }
+
+
+def _machine(pace: Pace, recipe: Planned, devices: int, classes: int) -> dict[str, Any]:
+    """The device, and what share of its rate a step has."""
+    machine = pace.machine
+    micro = recipe.optim.batch // devices
+    work = encoder_work(recipe, classes).training
+    rate = machine.rate(pace.precision)
+    shares = {"share_of_rate": work * micro / pace.step.at(micro) / rate}
+    if isinstance(recipe, PretrainRecipe) and has_tokens(recipe):
+        work += reading_work(recipe).reading
+        seconds = pace.step.at(micro) + pace.tokens.at(micro)
+        shares["share_of_rate_with_tokenizer"] = work * micro / seconds / rate
+    return {
+        "name": machine.name,
+        "source": machine.source,
+        "precision": pace.precision,
+        "flops": rate,
+        "assumed_share": machine.share,
+        **shares,
+        "memory": machine.memory,
+    }
+
+
+def _input(recipe: Planned, request: PlanRequest, source: Source, device: torch.device) -> _Input:
+    """Time the reading of pictures, as each kind of run asks for it."""
+
+    def each(views: ViewSettings) -> float:
+        masks = mask_plan(recipe) if isinstance(recipe, PretrainRecipe) else None
+        settings = LoaderSettings(_LOADED, recipe.engine.seed)
+        return seconds_a_picture(training_batches(source, views, masks, settings, 0), _LOOK)
+
+    size, tokenizer = recipe.encoder.image_size, 0.0
+    banked = live = each(view_settings(recipe.views, patch_view=size))
+    if isinstance(recipe, PretrainRecipe) and has_tokens(recipe):
+        config = tokenizer_config(recipe.tokenizer.model)
+        grid = encoder_config_of(recipe.encoder).grid
+        view = (grid[0] * config.stride, grid[1] * config.stride)
+        live = each(view_settings(recipe.views, patch_view=size, token_view=view))
+        own = view_settings(recipe.tokenizer.views, token_view=config.image_size)
+        tokenizer = each(own)
+    workers = choose_workers(recipe.data, device, request.devices)
+    return _Input(live, banked, tokenizer, workers, crowding(device, workers))
+
+
+def crowding(device: torch.device, workers: int) -> float:
+    """What a second of reading takes from a step.
+
+    A CPU that computes with every core has none left for the loader.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    spare = (cores or 1) - torch.get_num_threads()
+    return 0.0 if device.type != "cpu" or spare >= workers else 1.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that the times of the stages follow from."""
+
+    recipe: Planned
+    pace: Pace
+    devices: int
+    pictures: int
+    held_out: int
+    reading: _Input
+    device: torch.device
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Each stage of the run, by name."""
+        recipe, pace, reading = self.recipe, self.pace, self.reading
+        own = recipe.optim, recipe.engine
+        if not isinstance(recipe, PretrainRecipe) or not has_tokens(recipe):
+            name = "pretrain" if isinstance(recipe, PretrainRecipe) else "classify"
+            return {name: self._stage(*own, (pace.step,), reading.banked, pace.evaluation)}
+        first = recipe.tokenizer
+        live = (pace.step, pace.tokens)
+        return {
+            "tokenizer": self._stage(
+                first.optim,
+                first.engine,
+                (pace.tokenizer,),
+                reading.tokenizer,
+                pace.tokenizer_evaluation,
+            ),
+            "pretrain_live": self._stage(*own, live, reading.live, pace.evaluation),
+            "bank": self._bank(),
+            "pretrain_banked": self._stage(*own, live[:1], reading.banked, pace.evaluation),
+        }
+
+    def _stage(
+        self,
+        optim: OptimRecipe,
+        engine: EngineRecipe,
+        costs: tuple[Cost, ...],
+        read: float,
+        evaluation: float,
+    ) -> dict[str, Any]:
+        settings = fit_settings(optim, engine, self.pictures, self.device)
+        share = optim.batch / self.devices
+        worked = sum(cost.at(share) for cost in costs)
+        step, decides = self.reading.seconds(worked, read * share)
+        times = math.ceil(settings.total_steps / settings.evaluate_every)
+        looked = times * self.held_out * (evaluation + read)
+        if isinstance(self.recipe, ClassifyRecipe):
+            looked /= self.devices  # else each rank looks at all of them
+        return {
+            "steps": settings.total_steps,
+            "epochs": settings.total_steps * optim.batch / self.pictures,
+            "step_seconds": step,
+            "pictures_per_second": optim.batch / step,
+            "evaluation_seconds": looked,
+            "seconds": settings.total_steps * step + looked,
+            "bottleneck": decides if read else None,
+        }
+
+    def _bank(self) -> dict[str, Any]:
+        assert isinstance(self.recipe, PretrainRecipe)
+        views = views_needed(self.recipe, self.pictures)
+        each, decides = self.reading.seconds(self.pace.tokens.each, self.reading.banked)
+        return {
+            "views": views,
+            "pictures_per_second": self.devices / each,
+            "seconds": views * self.pictures * each / self.devices,
+            "bottleneck": decides if self.reading.banked else None,
+        }
+
+
+def _notes(request: PlanRequest) -> list[str]:
+    """What is not in the figures."""
+    notes = []
+    if request.devices > 1:
+        notes.append(
+            f"{request.devices} devices are counted as {request.devices} times one; what they tell "
+            "each other comes on top"
+        )
+    if request.data is None:
+        notes.append("reading pictures and evaluations are not counted; --data SRC measures them")
+    else:
+        notes.append("reading was timed on this machine, from a few hundred pictures")
+    return notes
