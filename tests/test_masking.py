@@ -12,6 +12,9 @@ import beit.masking
 from beit.errors import UserError
 from beit.masking import (
     MASKERS,
+    Draws,
+    _fours,
+    _Patches,
     blockwise_paper,
     blockwise_reference,
     capacity,
@@ -57,11 +60,9 @@ def test_reference_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = 0
     original = beit.masking._reference_block
 
-    def counted(
-        generator: np.random.Generator, mask: NDArray[np.bool_], smallest: int, remaining: int
-    ) -> int:
+    def counted(draws: Draws, patches: _Patches, smallest: int, remaining: int) -> int:
         nonlocal blocks
-        added = original(generator, mask, smallest, remaining)
+        added = original(draws, patches, smallest, remaining)
         blocks += added > 0
         return added
 
@@ -77,9 +78,9 @@ def test_reference_blocks_are_smaller_than_the_grid() -> None:
     generator = np.random.default_rng(7)
     heights = set()
     for _ in range(500):
-        mask = np.zeros((4, 30), dtype=np.bool_)
-        beit.masking._reference_block(generator, mask, 4, 4)
-        heights.add(int(mask.any(1).sum()))
+        patches = _Patches(4, 30)
+        beit.masking._reference_block(_fours(generator, 1), patches, 4, 4)
+        heights.add(int(patches.as_array().any(1).sum()))
     assert heights == {1, 2, 3}
 
 
@@ -199,6 +200,16 @@ def test_capacities_at_the_papers_size() -> None:
     assert capacity("blockwise-paper", PAPER_GRID, 0.4) == 78 + 16
     assert capacity("blockwise-paper", PAPER_GRID, 0.4, exact=True) == 78
     assert capacity("random", PAPER_GRID, 0.4) == 78
+
+
+def test_lists_of_many_masks_are_those_of_each() -> None:
+    masks = np.random.default_rng(0).random((2, 5, 4, 3)) < 0.4
+    index, weight = place_list(masks, 12)
+    assert index.shape == weight.shape == (2, 5, 12)
+    for where in np.ndindex(2, 5):
+        alone = place_list(masks[where], 12)
+        assert index[where].tolist() == alone[0].tolist()
+        assert weight[where].tolist() == alone[1].tolist()
 
 
 def test_place_list_lists_masked_places_in_order_and_pads() -> None:

@@ -10,6 +10,10 @@ of the patches or as a count; the paper says 0.4 of 196, which is 78, the author
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +23,10 @@ from beit.errors import UserError
 
 Mask = NDArray[np.bool_]
 Grid = tuple[int, int]
+Draws = Iterator[list[float]]  # of uniform numbers, four for a block
 
 ATTEMPTS = 10  # a block, before the reference gives up
+_AHEAD = 16  # attempts whose draws are fetched at once; a mask at 14 x 14 takes 11 on average
 SMALLEST_ASPECT = 0.3  # height / width of a block, and its inverse the largest
 
 
@@ -108,47 +114,76 @@ def blockwise_reference(
     """
     target = target_count(grid, ratio, count)
     smallest = min(minimum_block, target)
-    mask = np.zeros(grid, dtype=np.bool_)
+    # What stands behind the last block's draws is used by `_exactly` alone.
+    draws, patches = _fours(generator, 1 if exact else _AHEAD), _Patches(*grid)
     remaining = target
     while remaining > 0:
-        added = _reference_block(generator, mask, smallest, remaining)
+        added = _reference_block(draws, patches, smallest, remaining)
         if added == 0 and remaining < smallest:
             break
-        remaining -= added or _fitting_block(generator, mask, smallest, remaining)
+        remaining -= added or _fitting_block(draws, patches, smallest, remaining)
+    mask = patches.as_array()
     return _exactly(generator, mask, target) if exact else mask
 
 
-def _reference_block(
-    generator: np.random.Generator, mask: Mask, smallest: int, remaining: int
-) -> int:
-    """Try to mask one more block in place; the number of patches newly masked, 0 on failure."""
-    grid_height, grid_width = mask.shape
-    for _ in range(ATTEMPTS):
-        draws = generator.random(4).tolist()  # one call: numpy's scalars are what costs here
-        height, width = _block_sides(draws[0], draws[1], smallest, remaining)
-        fits = 0 < height < max(2, grid_height) and 0 < width < max(2, grid_width)
-        if not fits:
+def _fours(generator: np.random.Generator, ahead: int) -> Iterator[list[float]]:
+    """Uniform numbers by fours, fetched several at once: a call of numpy's is what costs here."""
+    while True:
+        yield from generator.random((ahead, 4)).tolist()
+
+
+@dataclass
+class _Patches:
+    """The patches of a grid, row-major, as the bits of one number: fast to count and to join."""
+
+    height: int
+    width: int
+    masked: int = 0
+
+    def add_block(self, height: int, width: int, down: float, right: float, most: int) -> int:
+        """Mask a block placed uniformly, if 1 to `most` of its patches are new; how many were."""
+        top = int(down * (self.height - height + 1))
+        left = int(right * (self.width - width + 1))
+        block = _block_bits(height, width, self.width) << (top * self.width + left)
+        new = (block & ~self.masked).bit_count()
+        if not 0 < new <= most:
+            return 0
+        self.masked |= block
+        return new
+
+    def as_array(self) -> Mask:
+        """(h, w) bool."""
+        size = self.height * self.width
+        packed = np.frombuffer(self.masked.to_bytes(-(-size // 8), "little"), np.uint8)
+        bits = np.unpackbits(packed, count=size, bitorder="little")
+        return bits.view(np.bool_).reshape(self.height, self.width)
+
+
+@lru_cache(maxsize=4096)
+def _block_bits(height: int, width: int, grid_width: int) -> int:
+    """A block in the upper left corner of a grid."""
+    return sum(((1 << width) - 1) << (row * grid_width) for row in range(height))
+
+
+def _reference_block(draws: Draws, patches: _Patches, smallest: int, remaining: int) -> int:
+    """Try to mask one more block; the number of patches newly masked, 0 on failure."""
+    for area, aspect, down, right in islice(draws, ATTEMPTS):
+        height, width = _block_sides(area, aspect, smallest, remaining)
+        if not (0 < height < max(2, patches.height) and 0 < width < max(2, patches.width)):
             continue
-        block = _placed(mask, height, width, draws[2], draws[3])
-        new = height * width - int(np.count_nonzero(block))
-        if 0 < new <= remaining:
-            block[:] = True
-            return new
+        added = patches.add_block(height, width, down, right, remaining)
+        if added:
+            return added
     return 0
 
 
-def _fitting_block(
-    generator: np.random.Generator, mask: Mask, smallest: int, remaining: int
-) -> int:
+def _fitting_block(draws: Draws, patches: _Patches, smallest: int, remaining: int) -> int:
     """Mask one block cut down to the grid and to what remains; the patches newly masked."""
-    draws = generator.random(4).tolist()
-    height, width = _block_sides(draws[0], draws[1], smallest, remaining)
-    height = max(1, min(height, mask.shape[0] - 1, remaining))
-    width = max(1, min(width, mask.shape[1] - 1, remaining // height))
-    block = _placed(mask, height, width, draws[2], draws[3])
-    new = height * width - int(np.count_nonzero(block))
-    block[:] = True
-    return new
+    area, aspect, down, right = next(draws)
+    height, width = _block_sides(area, aspect, smallest, remaining)
+    height = max(1, min(height, patches.height - 1, remaining))
+    width = max(1, min(width, patches.width - 1, remaining // height))
+    return patches.add_block(height, width, down, right, remaining)
 
 
 def _block_sides(area: float, aspect: float, smallest: int, remaining: int) -> tuple[int, int]:
@@ -264,20 +299,25 @@ def capacity(
     return target
 
 
-def place_list(mask: Mask, capacity: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The masked places, row-major, as a list of fixed length.
+def place_list(masks: Mask, capacity: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The masked places of each mask, row-major, as a list of fixed length.
 
     Args:
-        mask: (h, w) bool with at most `capacity` masked patches.
+        masks: (..., h, w) bool, each with at most `capacity` masked patches.
         capacity: M.
 
     Returns:
-        (M,) int64 patch numbers, padded with 0, and (M,) float32 weights: 1, and 0 at padding.
+        (..., M) int64 patch numbers, padded with 0, and (..., M) float32 weights: 1, and 0 at
+        padding.
     """
-    places = np.flatnonzero(mask)
-    assert len(places) <= capacity, f"{len(places)} masked places, room for {capacity}"
-    index = np.zeros(capacity, dtype=np.int64)
-    weight = np.zeros(capacity, dtype=np.float32)
-    index[: len(places)] = places
-    weight[: len(places)] = 1.0
-    return index, weight
+    leading = masks.shape[:-2]
+    flat = masks.reshape(math.prod(leading), -1)
+    rows, places = np.nonzero(flat)
+    counts = np.bincount(rows, minlength=len(flat))
+    assert counts.max() <= capacity, f"{counts.max()} masked places, room for {capacity}"
+    columns = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
+    index = np.zeros((len(flat), capacity), dtype=np.int64)
+    weight = np.zeros((len(flat), capacity), dtype=np.float32)
+    index[rows, columns] = places
+    weight[rows, columns] = 1.0
+    return index.reshape(*leading, capacity), weight.reshape(*leading, capacity)

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 _MASK64 = (1 << 64) - 1
@@ -26,6 +27,28 @@ def _key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
+class _KeyWords(ISeedSequence):
+    """A key that is handed to Philox as it is.
+
+    Given `key=` instead, numpy first collects entropy that it throws away: 9 us against 2.
+    """
+
+    def __init__(self, key: int) -> None:
+        self._words = np.array([key & _MASK64, key >> 64], dtype=np.uint64)
+
+    def generate_state(
+        self, n_words: int, dtype: DTypeLike | type[np.uint32] | type[np.uint64] = np.uint32
+    ) -> NDArray[np.uint64]:
+        """The two words of the key."""
+        assert n_words == len(self._words) and dtype is np.uint64
+        return self._words
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _stream_key(seed: int, stream: str) -> _KeyWords:
+    return _KeyWords(_key(seed, stream))
+
+
 def sample_generator(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
     """The generator of one sample's draws.
 
@@ -37,7 +60,8 @@ def sample_generator(seed: int, epoch: int, index: int, stream: str) -> np.rando
             augmentation does not change the draws of the others.
     """
     counter = np.array([0, 0, index & _MASK64, epoch & _MASK64], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=_key(seed, stream), counter=counter))
+    key = _stream_key(seed, stream)
+    return np.random.Generator(np.random.Philox(key, counter=counter))  # type: ignore[arg-type]
 
 
 def step_seed(seed: int, step: int, rank: int = 0, stream: str = "step") -> int:

@@ -129,7 +129,7 @@ def colour_draws(keys: list[Key], jitter: float, *, flip: bool) -> ColourDraws:
     permutation; without jitter it has no columns, and no round is spent on it.
     """
     factors = np.ones((len(keys), 3), np.float32)
-    order = np.zeros((len(keys), 3 if jitter else 0), np.int64)
+    order = np.tile(np.arange(3 if jitter else 0), (len(keys), 1))
     flips = np.zeros(len(keys), np.bool_)
     for row, key in enumerate(keys):
         if flip:
@@ -137,7 +137,7 @@ def colour_draws(keys: list[Key], jitter: float, *, flip: bool) -> ColourDraws:
         if jitter:
             generator = key.generator("colour")
             factors[row] = generator.uniform(max(0.0, 1 - jitter), 1 + jitter, 3)
-            order[row] = generator.permutation(3)
+            generator.shuffle(order[row])
     brightness, contrast, saturation = torch.from_numpy(factors).unbind(1)
     return ColourDraws(
         torch.from_numpy(flips),
@@ -202,10 +202,5 @@ class MaskPlan:
 def draw_masks(plan: MaskPlan, keys: list[Key]) -> Masks:
     """The masks of a batch: grid (B, h, w), index and weight (B, M)."""
     grids = np.stack([plan.draw(key) for key in keys])
-    listed = np.ones_like(grids) if plan.lists_all else grids
-    lists = [place_list(mask, plan.capacity) for mask in listed]
-    return Masks(
-        torch.from_numpy(grids),
-        torch.from_numpy(np.stack([index for index, _ in lists])),
-        torch.from_numpy(np.stack([weight for _, weight in lists])),
-    )
+    index, weight = place_list(np.ones_like(grids) if plan.lists_all else grids, plan.capacity)
+    return Masks(torch.from_numpy(grids), torch.from_numpy(index), torch.from_numpy(weight))
