@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
@@ -15,6 +15,8 @@ from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
+from beit.recipes.planning import PlanRequest
+from beit.recipes.planning import plan as _plan
 from beit.recipes.predicting import predict
 from beit.recipes.probing import probe
 from beit.recipes.publishing import load, push
@@ -28,6 +30,7 @@ __all__ = [
     "encoder",
     "evaluate",
     "load",
+    "plan",
     "predict",
     "pretrain",
     "probe",
@@ -144,3 +147,36 @@ def segment(
     wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
     return _segment(replace(wanted, changes or {}), request, str(init))
+
+
+def plan(
+    recipe: str | PretrainRecipe | ClassifyRecipe,
+    *,
+    images: int | None = None,
+    data: str | Path | None = None,
+    devices: int = 1,
+    machine: str = "here",
+    task: Literal["pretrain", "classify"] = "pretrain",
+    changes: Mapping[str, Any] | None = None,
+    seconds: float = 20.0,
+) -> dict[str, Any]:
+    """Time, memory and disk of a run, as `beit plan --json` prints them.
+
+    Args:
+        recipe: A name from `beit recipes list`, or a recipe.
+        images: Pictures to train on; or
+        data: where they are, to time their reading too.
+        devices: That share a batch.
+        machine: "here" times real steps; other names are `beit.recipes.machines.MACHINES`.
+        task: Whose recipe a name is.
+        changes: Recipe fields by dotted name.
+        seconds: That timing steps may take, roughly.
+    """
+    wanted: PretrainRecipe | ClassifyRecipe
+    if isinstance(recipe, str):
+        wanted = classify_recipe(recipe) if task == "classify" else pretrain_recipe(recipe)
+    else:
+        wanted = recipe
+    where = None if data is None else str(data)
+    request = PlanRequest(images, where, devices, machine, seconds=seconds)
+    return _plan(replace(wanted, changes or {}), request)
