@@ -38,8 +38,10 @@ BATCHES = (4, 8, 16, 32)
 def batches(options: argparse.Namespace) -> Path:
     """Time whole steps, live tokenizer and AdamW included, at growing batches."""
     device = choose_device(options.device)
-    rows = [_growth(size, options.rounds, device) for size in options.sizes or ["tiny", "small"]]
-    return record(f"growth-batch-{device.type}", rows, options.results)
+    for size in options.sizes or ["tiny", "small"]:
+        row = _growth(size, options.rounds, device)
+        made = record(f"growth-batch-{size}-{device.type}", [row], options.results)
+    return made
 
 
 def _growth(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -53,18 +55,28 @@ def _growth(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
         "milliseconds a picture": {
             name: round(1000 * statistics.median(times), 3) for name, times in a_picture.items()
         },
-        "exponent": round(_slope(medians), 3),
+        **_line(medians),
         f"a picture at {last} against {first}": times_faster(a_picture[last], a_picture[first]),
     }
     print(json.dumps(row, indent=1), flush=True)
     return row
 
 
-def _slope(medians: dict[str, float]) -> float:
-    """The exponent p of time = c * batch^p, by least squares on logarithms."""
-    sizes = [math.log(int(name)) for name in medians]
-    times = [math.log(time) for time in medians.values()]
-    return statistics.linear_regression(sizes, times).slope
+def _line(seconds: dict[str, float]) -> dict[str, float]:
+    """What a step costs whatever the batch, what each picture adds, and how straight that is."""
+    sizes, times = [int(name) for name in seconds], list(seconds.values())
+    line = statistics.linear_regression(sizes, times)
+    off: list[float] = []
+    for size, time in zip(sizes, times, strict=True):
+        off.append(time / (line.intercept + line.slope * size) - 1)
+    farthest = max(off, key=abs)
+    logarithms = [[math.log(value) for value in values] for values in (sizes, times)]
+    return {
+        "milliseconds a step": round(1000 * line.intercept, 2),
+        "milliseconds that a picture adds": round(1000 * line.slope, 3),
+        "farthest from that line": round(farthest, 3),
+        "exponent": round(statistics.linear_regression(*logarithms).slope, 3),
+    }
 
 
 def training_call(size: str, batch: int, device: torch.device) -> Call:

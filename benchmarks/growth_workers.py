@@ -21,16 +21,15 @@ from growth_sets import linked_pack
 from harness import record
 
 WORKERS, BATCH, SAMPLES = 8, 16, 100
-PICTURES = 1_000_000
 _KINDS = ("Pss", "Pss_Anon", "Pss_File", "Pss_Shmem")
 
 
 def workers(options: argparse.Namespace) -> Path:
     """Load batches with 8 workers, look at their memory now and then, and write the record."""
     os.environ["BEIT_CACHE"] = str(options.folder / "cache")
-    root = options.folder / f"pack-{PICTURES}"
+    root = options.folder / "pack-many"
     if not root.exists():
-        linked_pack(root, PICTURES)
+        linked_pack(root, options.entries)
     row = growth_of(open_source(str(root), "train"), options.steps)
     print(json.dumps(row, indent=1))
     return record("growth-workers", [row], options.results)
