@@ -62,7 +62,9 @@ def timm_classifier(model: Classifier, config: EncoderConfig) -> nn.Module:
         num_classes=model.classes,
         global_pool="avg",
     )
-    _load(theirs, translated(TIMM, "mean", config, model.state_dict()))
+    tensors = translated(TIMM, "mean", config, model.state_dict())
+    tensors.pop("mask_token")  # timm's classifiers have no use for it
+    _load(theirs, tensors)
     trained: nn.Module = theirs.train()
     return trained
 

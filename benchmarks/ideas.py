@@ -1,0 +1,264 @@
+"""What each idea for a faster step gains: the step with it and without it, in turns.
+
+    python benchmarks/ideas.py --sizes base --batch 8 --rounds 5
+
+A side without an idea computes the same loss and the same gradients in float32 (asserted first), by
+the more obvious road. The predictions were written down before anything was timed.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from beit.data.augment import prepare
+from beit.nn import attention
+from beit.nn.encoder import Encoder
+from beit.nn.heads import MaskedTokenHead
+from beit.nn.masked_image_model import MaskedImageModel, MaskedPlaces
+from beit.nn.position import gather_bias
+from beit.nn.presets import encoder_config
+from beit.nn.transformer import Block
+from beit.objectives.masked import masked_token_loss
+from beit.recipes.build import choose_device, choose_precision
+from beit.tokenizer.config import dalle_config
+from beit.tokenizer.dvae import DiscreteVAE
+from beit.tokenizer.reading import TokenReader
+from harness import RESULTS, Call, interleaved, record, times_faster
+from reference_model import ReferenceTokenizer
+from step import Setting, drawn_batch, half
+
+PREDICTED = {  # ratio of step times, without / with
+    "head on the listed places alone": "1.05",
+    "last block's MLP at the listed places alone": "1.03 (1.04 with its queries)",
+    "one gathering of the bias a step": "1.01",
+    "attention kernel chosen by device and type": "1.1 on this CPU",
+    "fused AdamW": "1.02",
+    "tokenizer: channels last": "1.3 of the tokenizer's time in float32",
+    "tokenizer: half precision, weights cast once": "1.2 to 1.35 of the step",
+    "tokenizer: output layer at listed places": "1.03 of the step",
+    "whole model compiled": "1.25 to 1.35 on a GPU; unknown on a CPU",
+}
+
+
+class HeadEverywhere(MaskedImageModel):
+    """The head on all places, and the listed ones picked from its logits."""
+
+    def forward(
+        self, images: Tensor, masks: MaskedPlaces, path_draws: Tensor | None = None
+    ) -> Tensor:
+        """As `MaskedImageModel`."""
+        logits = self.head(self.encoder(images, masks.grid, path_draws=path_draws).tokens[:, 1:])
+        return _picked(logits, masks.index)
+
+
+class WholeLastBlock(MaskedImageModel):
+    """Every block whole; the head on the listed places."""
+
+    def forward(
+        self, images: Tensor, masks: MaskedPlaces, path_draws: Tensor | None = None
+    ) -> Tensor:
+        """As `MaskedImageModel`."""
+        tokens = self.encoder(images, masks.grid, path_draws=path_draws).tokens[:, 1:]
+        return self.head(_picked(tokens, masks.index))  # type: ignore[no-any-return]
+
+
+class BiasABlock(Encoder):
+    """The shared table gathered again in every block."""
+
+    def _bias(self, block: Block, shared_bias: Tensor | None) -> Tensor | None:
+        assert self.shared_bias_table is not None
+        return gather_bias(self.shared_bias_table, self.relative_index)
+
+
+def _apart(one: tuple[float, list[Tensor]], other: tuple[float, list[Tensor]]) -> float:
+    pairs = list(zip(one[1], other[1], strict=True))
+    norm = sum(float(a.square().sum()) for a, _ in pairs)
+    apart: float = (sum(float((a - b).square().sum()) for a, b in pairs) / norm) ** 0.5
+    assert abs(one[0] - other[0]) < 1e-4 * one[0] and apart < 2e-4, (one[0], other[0], apart)
+    return apart
+
+
+def _picked(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
+
+def main() -> None:
+    """Time every idea and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sizes", nargs="+", default=["base"])
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
+    parser.add_argument("--device", help="cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="also the compiled model")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    precision = choose_precision("auto", device)
+    rows = []
+    for size in options.sizes:
+        setting = Setting(size, options.batch, options.rounds, device, precision)
+        rows += _Ideas(setting).measured(compiled=options.compile)
+        print(record(f"ideas-{device.type}", rows, options.results, precision=precision))
+
+
+class _Ideas:
+    """One model and one batch, and the sides with and without each idea."""
+
+    def __init__(self, setting: Setting) -> None:
+        torch.manual_seed(0)
+        self.setting = setting
+        config = encoder_config(setting.size, "plus", (224, 224), (16, 16))  # type: ignore[arg-type]
+        self.vae = DiscreteVAE(dalle_config()).to(setting.device).eval().requires_grad_(False)
+        head = MaskedTokenHead(config.width, self.vae.vocabulary)
+        self.model = MaskedImageModel(Encoder(config), head).to(setting.device)
+        self.ready = prepare(drawn_batch(setting, self.vae.image_size, config.grid))
+        assert self.ready.token_view is not None and self.ready.masks is not None
+        self.codes = TokenReader(self.vae).codes(self.ready.token_view).flatten(1)
+
+    def like(self, kind: type[MaskedImageModel], encoder: type[Encoder] = Encoder) -> nn.Module:
+        """Another road with the same weights."""
+        config = self.model.encoder.config
+        head = MaskedTokenHead(config.width, self.vae.vocabulary)
+        other = kind(encoder(config), head).to(self.setting.device)
+        other.load_state_dict(self.model.state_dict())
+        return other
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """The loss of a model on the batch."""
+        masks = self.ready.masks
+        assert masks is not None
+        targets = masks.gather(self.codes)
+        return masked_token_loss(model(self.ready.patch_view, masks), targets, masks.weight)[0]
+
+    def step(self, model: nn.Module, *, fused: bool = True) -> Call:
+        """A whole step, tokens given."""
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
+        kind, wanted = self.setting.device.type, self.setting.precision == "bfloat16"
+
+        def once() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(kind, torch.bfloat16, enabled=wanted):
+                loss = self.loss(model)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+        return once
+
+    def gradients(self, model: nn.Module) -> tuple[float, list[Tensor]]:
+        """Loss and gradients in float32."""
+        model.zero_grad()
+        loss = self.loss(model)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        return float(loss.detach()), found
+
+    def same(self, other: nn.Module) -> float:
+        """Assert equal losses and gradients; return how far apart the latter are, relatively."""
+        return _apart(self.gradients(self.model), self.gradients(other))
+
+    def measured(self, *, compiled: bool) -> list[dict[str, Any]]:
+        """Every idea's row."""
+        roads = {
+            "head on the listed places alone": self.like(HeadEverywhere),
+            "last block's MLP at the listed places alone": self.like(WholeLastBlock),
+            "one gathering of the bias a step": self.like(MaskedImageModel, BiasABlock),
+        }
+        rows = [self.row(n, self.step(m), self.same(m)) for n, m in roads.items()]
+        rows.append(
+            self.row("fused AdamW", self.step(self.like(MaskedImageModel), fused=False), 0.0)
+        )
+        own = self.gradients(self.model)
+        with other_kernel():
+            apart = _apart(own, self.gradients(self.model))
+        rows.append(
+            self.row("attention kernel chosen by device and type", self.under_other_kernel(), apart)
+        )
+        if compiled:
+            twin = self.like(MaskedImageModel)
+            twin.compile()
+            name = "whole model compiled"
+            rows.append(self.row(name, self.step(self.model), self.same(twin), self.step(twin)))
+        return rows + self.tokenizers()
+
+    def under_other_kernel(self) -> Call:
+        """The step with the kernel that is not chosen here."""
+        step = self.step(self.like(MaskedImageModel))
+
+        def once() -> None:
+            with other_kernel():
+                step()
+
+        return once
+
+    def tokenizers(self) -> list[dict[str, Any]]:
+        """The tokenizer alone: what its ways of computing gain over the way before."""
+        view, masks = self.ready.token_view, self.ready.masks
+        assert view is not None and masks is not None
+        exact, cheap = TokenReader(self.vae), TokenReader(self.vae, half(self.setting.device))
+        plain = ReferenceTokenizer(self.vae)
+        ways: dict[str, Callable[[], Tensor]] = {
+            "": lambda: plain.codes(view),
+            "tokenizer: channels last": lambda: exact.codes(view),
+            "tokenizer: half precision, weights cast once": lambda: cheap.codes(view),
+            "tokenizer: output layer at listed places": lambda: cheap.codes_at(view, masks.index),
+        }
+        names = list(ways)
+        seconds = interleaved(ways, rounds=self.setting.rounds, device=self.setting.device)
+        return [
+            self.told(name, seconds[before], seconds[name], of="tokenizer")
+            for before, name in zip(names, names[1:], strict=False)
+        ]
+
+    def row(
+        self, name: str, without: Call, apart: float, within: Call | None = None
+    ) -> dict[str, Any]:
+        """Time one idea."""
+        sides = {"without": without, "with": within or self.step(self.model)}
+        seconds = interleaved(sides, rounds=self.setting.rounds, device=self.setting.device)
+        found = self.told(name, seconds["without"], seconds["with"])
+        print(name, found["gain"], flush=True)
+        return {**found, "gradients apart": apart}
+
+    def told(
+        self, name: str, without: Sequence[float], within: Sequence[float], of: str = "step"
+    ) -> dict[str, Any]:
+        """A row."""
+        return {
+            "idea": name,
+            "size": self.setting.size,
+            "batch": self.setting.batch,
+            "of": of,
+            "predicted": PREDICTED[name],
+            "gain": times_faster(list(without), list(within)),
+        }
+
+
+@contextmanager
+def other_kernel() -> Iterator[None]:
+    """Attend by the road that `beit.nn.attention.attend` does not take on this device."""
+    chosen = attention.attend
+
+    def written_out(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        return attention.attention_probabilities(query, key, bias).to(value.dtype) @ value
+
+    def torchs(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        mask = None if bias is None else bias.to(query.dtype)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    on_cpu = not torch.cuda.is_available()
+    attention.attend = torchs if on_cpu else written_out
+    try:
+        yield
+    finally:
+        attention.attend = chosen
+
+
+if __name__ == "__main__":
+    main()
