@@ -45,12 +45,11 @@ print(json.dumps(told))
 def opening(options: argparse.Namespace) -> Path:
     """Time all layouts and write the record."""
     os.environ["BEIT_CACHE"] = str(options.folder / "cache")
-    rows = [
-        _compared(layout, options)
-        for layout in ("folder", "same folders", "pack", "tar")
-        if options.layouts is None or layout in options.layouts
-    ]
-    return record("growth-opening", rows, options.results)
+    for layout in ("folder", "same folders", "pack", "tar"):
+        if options.layouts is None or layout in options.layouts:
+            row = _compared(layout, options)
+            made = record(f"growth-opening-{row['layout']}", [row], options.results)
+    return made
 
 
 def _sets(layout: str, many: int) -> tuple[Callable[[Path], Path], Callable[[Path], Path]]:
@@ -70,6 +69,7 @@ def _same_folders(many: int) -> Callable[[Path], Path]:
 
 
 def _compared(layout: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Make both sets, index them, and open them in turns."""
     make_few, make_many = _sets(layout, options.entries)
     name = layout.replace(" ", "-")
     many_name = "folder" if layout == "same folders" else name
@@ -85,7 +85,7 @@ def _compared(layout: str, options: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(few)
         if not (layout == "folder" and "same folders" in (options.layouts or ["same folders"])):
             shutil.rmtree(many)
-    row = {"layout": layout} | summary(runs)
+    row = {"layout": name} | summary(runs)
     row["seconds of the first indexing"] = {
         side: round(told["open_source"], 2) for side, told in indexing.items()
     }
