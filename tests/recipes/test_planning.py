@@ -112,11 +112,9 @@ def test_the_bank_is_as_large_as_a_real_one(tmp_path: Path) -> None:
         disk = told.result["disk"]
         assert (disk["bank"], disk["bank_views"]) == (made.result["bytes"], made.result["views"])
         words[-1] = tmp_path / "bank-of-two"
-    sizes = {
-        sum(file.stat().st_size for file in folder.iterdir())
-        for folder in (tmp_path / "run" / "checkpoints").iterdir()
-    }
-    assert {disk["checkpoint"]} == {pytest.approx(size, rel=0.15) for size in sizes}
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        size = sum(file.stat().st_size for file in checkpoint.iterdir())
+        assert disk["checkpoint"] < size < disk["checkpoint"] + 40_000  # names, hashes, state
 
 
 def test_views_of_a_bank_are_those_of_the_recipe() -> None:
@@ -150,7 +148,7 @@ def test_the_table_says_what_the_object_does(task: str) -> None:
         assert part in printed.out
     for stage in found["stages"].values():
         assert f"{stage['pictures_per_second']:,.0f}" in printed.out
-    assert ("bank of 801 views" in printed.out) == (task == "pretrain")
+    assert ("a bank of 800 views" in printed.out) == (task == "pretrain")
     for note in found["notes"]:
         assert note in printed.out
 
@@ -177,7 +175,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--images=5", "--devices=100"],
         ["--devices 100", "batch of 64", "--optim.batch"],
     ),
-    "an odd share": (["--images=5", "--devices=3"], ["batch of 64", "multiple of 3"]),
+    "an odd share": (["--images=5", "--devices=3"], ["does not divide", "multiple of 3"]),
     "unknown machine": (["--images=5", "--machine=h20"], ["'h20'", "did you mean h200?"]),
     "a machine far from all": (["--images=5", "--machine=zzz"], ["'zzz'", "there are here, h200"]),
     "no share": (["--images=5", "--machine=h200", "--share=2"], ["--share 2"]),
@@ -193,7 +191,6 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--bank-views has no use"],
     ),
     "no time": (["--images=5", "--seconds=0"], ["--seconds 0"]),
-    "no recipe": (["--images=5", "--task=segment"], ["did you mean"]),
     "a field": (["--images=5", "--optim.stps=3"], ["did you mean --optim.steps?"]),
 }
 
@@ -238,7 +235,7 @@ def slept(fixed: float, each: float) -> Any:
 
 
 def test_a_line_is_laid_through_two_sizes() -> None:
-    found = cost(slept(0.02, 0.001), 64, 1.5, torch.device("cpu"))
+    found = cost(slept(0.02, 0.001), 64, 3.0, torch.device("cpu"))
     assert found.pictures == 64
     assert found.cost.at(64) == pytest.approx(0.084, rel=0.1)
     assert found.cost.fixed == pytest.approx(0.02, abs=0.008)
@@ -255,6 +252,7 @@ def test_what_takes_too_long_is_timed_small() -> None:
 def test_a_cost_goes_on_to_the_true_depth() -> None:
     deep = Cost(1.0, 3.0).deeper(Cost(1.5, 5.0), 5.0)
     assert deep == Cost(3.5, 13.0)
+    assert Cost(1.0, 3.0).deeper(Cost(0.9, 2.9), 5.0) == Cost(1.0, 3.0)  # noise
 
 
 def test_a_model_too_large_is_timed_shallow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,10 +34,11 @@ _PEAK = {"cpu": 1024, "cuda": 8192}  # sides of the matrices
 
 
 class Cost(NamedTuple):
-    """Seconds on one device: of a step whatever its size, and of each picture in it."""
+    """Seconds on one device: of a step whatever its size, of each picture in it, of beginning."""
 
     fixed: float
     each: float
+    first: float = 0.0  # what the first step takes beyond the others
 
     def at(self, pictures: float) -> float:
         """Seconds of a step of so many pictures."""
@@ -136,18 +137,20 @@ def cost(
     large = most if fitting >= most else max(small, fitting // SIZES * SIZES)
     smaller = max(min(least, large), large // SIZES)
     if smaller == large:
-        times = _in_turns([make(large)], budget, device)
-        return Timed(Cost(0.0, times[0] / large), large)
-    short, long = _in_turns([make(smaller), make(large)], budget, device)
+        (long,), first = _in_turns([make(large)], budget, device)
+        return Timed(Cost(0.0, long / large, first), large)
+    (short, long), first = _in_turns([make(smaller), make(large)], budget, device)
     slope = min((long - short) / (large - smaller), long / large)
     each = max(slope, 0.5 * long / large)  # noise must not turn a step into overhead
-    return Timed(Cost(long - each * large, each), large)
+    return Timed(Cost(long - each * large, each, first), large)
 
 
-def _in_turns(calls: list[Call], budget: float, device: torch.device) -> list[float]:
-    """Median seconds of each call."""
-    for call in calls:
-        call()
+def _in_turns(calls: list[Call], budget: float, device: torch.device) -> tuple[list[float], float]:
+    """Mean seconds of each call, and what the first one of the last took beyond.
+
+    The mean, not the median: a run pays for the slow moments of a machine too.
+    """
+    warm_ups = [timed(call, device) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     began = time.perf_counter()
     while len(times[0]) < 2 or (
@@ -156,7 +159,8 @@ def _in_turns(calls: list[Call], budget: float, device: torch.device) -> list[fl
     ):
         for call, found in zip(calls, times, strict=True):
             found.append(timed(call, device))
-    return [statistics.median(found) for found in times]
+    means = [statistics.fmean(found) for found in times]
+    return means, max(0.0, warm_ups[-1] - means[-1])
 
 
 def timed(call: Call, device: torch.device) -> float:

@@ -303,6 +303,7 @@ class _Run:
         worked = sum(cost.at(share) for cost in costs)
         step, decides = self.reading.seconds(worked, read * share)
         times = math.ceil(settings.total_steps / settings.evaluate_every)
+        begun = sum(cost.first for cost in costs)
         looked = times * self.held_out * (evaluation + read)
         if isinstance(self.recipe, ClassifyRecipe):
             looked /= self.devices  # else each rank looks at all of them
@@ -312,7 +313,8 @@ class _Run:
             "step_seconds": step,
             "pictures_per_second": optim.batch / step,
             "evaluation_seconds": looked,
-            "seconds": settings.total_steps * step + looked,
+            "first_step_seconds": begun,
+            "seconds": settings.total_steps * step + begun + looked,
             "bottleneck": decides if read else None,
         }
 
