@@ -29,7 +29,7 @@ from beit.engine.step import TrainingStep
 
 Call = Callable[[], object]
 SIZES = 4  # the larger batch that is timed is this many times the smaller one
-_MOST = 15  # rounds
+_MOST = 200  # rounds
 _PEAK = {"cpu": 1024, "cuda": 8192}  # sides of the matrices
 
 
