@@ -68,7 +68,7 @@ def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 def _unit(images: Tensor) -> Tensor:
     assert images.dtype == torch.uint8, "the batch was prepared already"
-    return images.float() / 255
+    return images.contiguous().float() / 255  # the host stacks views in (B, H, W, 3) memory
 
 
 @lru_cache(maxsize=32)

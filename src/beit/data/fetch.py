@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from beit.data.sources import Source
+from beit.data.decode import decode_pixels, pixels_of
+from beit.data.sources import HasBytes, Source
 from beit.data.watch import Breadcrumbs, LoaderError
 
 _Item = TypeVar("_Item")
@@ -34,11 +36,19 @@ class WatchedReader:
     def __init__(self, source: Source, workers: int) -> None:
         self.source = source
         self.crumbs = Breadcrumbs(workers)
+        self._files = source if isinstance(source, HasBytes) else None
 
     def read(self, index: int) -> Image.Image:
         """As `Source.read`."""
         with self.watching(index):
             return self.source.read(index)
+
+    def pixels(self, index: int) -> Tensor:
+        """What is read as (3, H, W) uint8 in (H, W, 3) memory; raises `BadPicture`."""
+        with self.watching(index):
+            if self._files is not None:
+                return decode_pixels(self._files.read_bytes(index))
+            return pixels_of(self.source.read(index))
 
     @contextmanager
     def watching(self, index: int) -> Iterator[None]:

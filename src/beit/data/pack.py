@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.layout import LayoutBuilder
 from beit.data.packed import PackedSource
 from beit.data.packed_folder import INDEX, MANIFEST, SHARD_SIZES, VERSION, shard_name
-from beit.data.sources import Source
+from beit.data.sources import HasBytes, Source
 from beit.errors import UserError
 from beit.files import atomic_write_text, fsync_file, fsync_folder
 
@@ -52,14 +52,6 @@ class PackSettings:
             raise UserError(f"the JPEG quality must lie in 1 to 100, not {self.quality}")
         if self.shard_size < 1:
             raise UserError(f"a shard holds at least one picture, not {self.shard_size}")
-
-
-@runtime_checkable
-class HasBytes(Protocol):
-    """A source of files."""
-
-    def read_bytes(self, index: int, /) -> bytes:
-        """The file's content; raises `BadPicture`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.batch import ColourDraws, ImageBatch
-from beit.data.decode import BadPicture
+from beit.data.decode import BadPicture, pixels_of
 from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
 from beit.data.fetch import WatchedReader
 from beit.data.joint_views import JointViewSettings, make_joint_view
@@ -64,8 +64,8 @@ class Views:
 
     def sample(self, index: int, key: Key, /) -> Viewed:
         """The views and the label of a picture."""
-        image = self.reader.read(index)
-        return Viewed(*make_views(image, self.views, key), self.reader.source.label(index))
+        pixels = self.reader.pixels(index)
+        return Viewed(*make_views(pixels, self.views, key), self.reader.source.label(index))
 
     def batch(self, keys: list[Key], samples: list[Viewed], /) -> ImageBatch:
         """Views, colour, masks, codes and labels."""
@@ -122,8 +122,7 @@ class WholePairs:
     def sample(self, index: int, key: Key, /) -> Paired:
         """A picture and its mask."""
         image, mask = _read_pair(self.reader, self.source, index)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return Paired(pixels.contiguous(), torch.from_numpy(mask))
+        return Paired(pixels_of(image).contiguous(), torch.from_numpy(mask))
 
     def batch(self, keys: list[Key], samples: list[Paired], /) -> ImageBatch:
         """Pictures and masks."""
@@ -157,5 +156,6 @@ def _identity(keys: list[Key]) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(views: Sequence[Tensor | None]) -> Tensor | None:
-    present = [view for view in views if view is not None]
-    return torch.stack(present) if present else None
+    """(B, 3, H, W) in (B, H, W, 3) memory, as the views are: the device puts the colours first."""
+    present = [view.permute(1, 2, 0) for view in views if view is not None]
+    return torch.stack(present).permute(0, 3, 1, 2) if present else None

@@ -15,7 +15,7 @@ from beit.data.packed_folder import PackedFolder, is_packed_folder
 from beit.data.shards import ShardSource, find_shards
 from beit.errors import UserError
 
-__all__ = ["Source", "Split", "labels_of", "open_source"]
+__all__ = ["HasBytes", "Source", "Split", "labels_of", "open_source"]
 
 _SCHEMES = ("digits", "torchvision", "hf")
 _COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip")
@@ -39,6 +39,14 @@ class Source(Protocol):
 
     def label(self, index: int, /) -> int:
         """The number of the picture's class, -1 = none."""
+
+
+@runtime_checkable
+class HasBytes(Protocol):
+    """A source of files: what it reads is what `beit.data.decode` makes of their content."""
+
+    def read_bytes(self, index: int, /) -> bytes:
+        """The file's content; raises `BadPicture`."""
 
 
 @runtime_checkable

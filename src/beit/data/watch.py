@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import time
+from functools import cached_property
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ class Breadcrumbs:
         self._shared = torch.full((max(1, workers), 3), -1, dtype=torch.int64)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
 
-    @property
+    @cached_property
     def _rows(self) -> NDArray[np.int64]:
         rows: NDArray[np.int64] = self._shared.numpy()
         return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shared": self._shared}  # another process sees the same memory
 
     def reading(self, worker: int, index: int) -> None:
         """Worker `worker` begins to read picture `index`; -1 = it has begun to work."""
