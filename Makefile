@@ -5,7 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 BIN := .venv/bin
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
 
-.PHONY: demo test slow-test gpu-test check format lint types clean
+PHOTOS ?=
+
+.PHONY: demo test slow-test gpu-test bench check format lint types clean
 
 demo: .venv/.installed  ## the whole story on scikit-learn's digits, a few minutes on two cores
 	$(BIN)/beit demo --out runs/demo --resume
@@ -18,6 +20,9 @@ slow-test: .venv/.installed-dev  ## long fault injections
 
 gpu-test: .venv/.installed-dev  ## what needs a CUDA device
 	$(BIN)/pytest -m gpu
+
+bench: .venv/.installed-dev  ## every benchmark; leave the machine alone meanwhile; PHOTOS=folder
+	$(BIN)/python benchmarks/everything.py $(if $(PHOTOS),--data $(PHOTOS))
 
 check: format lint types test  ## everything, in one command
 
