@@ -88,6 +88,13 @@ def _picked(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
+ROADS: list[tuple[str, type[MaskedImageModel], type[Encoder]]] = [
+    ("head on the listed places alone", HeadEverywhere, Encoder),
+    ("last block's MLP at the listed places alone", WholeLastBlock, Encoder),
+    ("one gathering of the bias a step", MaskedImageModel, BiasABlock),
+]
+
+
 def main() -> None:
     """Time every idea and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -165,12 +172,10 @@ class _Ideas:
 
     def measured(self, *, compiled: bool) -> list[dict[str, Any]]:
         """Every idea's row."""
-        roads = {
-            "head on the listed places alone": self.like(HeadEverywhere),
-            "last block's MLP at the listed places alone": self.like(WholeLastBlock),
-            "one gathering of the bias a step": self.like(MaskedImageModel, BiasABlock),
-        }
-        rows = [self.row(n, self.step(m), self.same(m)) for n, m in roads.items()]
+        rows = []
+        for name, kind, encoder in ROADS:
+            other = self.like(kind, encoder)  # copied now: the rows before have trained the model
+            rows.append(self.row(name, self.step(other), self.same(other)))
         rows.append(
             self.row("fused AdamW", self.step(self.like(MaskedImageModel), fused=False), 0.0)
         )
