@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,24 @@ def processes(options: argparse.Namespace) -> Path:
     tokenizer = _tokenizer(size, data, options.folder / "tokenizer")
     trained: dict[int, list[float]] = {1: [], 2: []}
     products: dict[int, list[float]] = {1: [], 2: []}
+    strangers: list[float] = []
     for turn in range(options.rounds):
         for number in (1, 2) if turn % 2 == 0 else (2, 1):
             products[number].append(_products(number))
             run = options.folder / f"run-{turn}-{number}"
-            trained[number].append(_trained(number, size, data, tokenizer, run))
+            trained[number].append(_trained((number, BATCH), size, data, tokenizer, run))
             print(number, round(products[number][-1]), round(trained[number][-1], 1), flush=True)
+        runs = [options.folder / f"run-{turn}-alone-{name}" for name in "ab"]
+        with ThreadPoolExecutor(2) as both:
+            rates = both.map(
+                lambda run: _trained((1, BATCH // 2), size, data, tokenizer, run), runs
+            )
+            strangers.append(sum(rates))
+        print("two that know nothing of each other", round(strangers[-1], 1), flush=True)
     row = _row(size, trained, products)
+    row["two runs that know nothing of each other against one"] = times_faster(
+        strangers, trained[1]
+    )
     print(json.dumps(row, indent=1))
     return record("growth-processes", [row], options.results)
 
@@ -95,11 +107,12 @@ def _command(words: list[str]) -> list[str]:
     return [sys.executable, "-m", "beit", *words]
 
 
-def _trained(number: int, size: str, data: Path, tokenizer: Path, out: Path) -> float:
+def _trained(cut: tuple[int, int], size: str, data: Path, tokenizer: Path, out: Path) -> float:
     """Pictures a second of `beit pretrain`, from the times at which steps were noted."""
+    number, batch = cut  # processes, and pictures a step over all of them
     words = ["pretrain", size, "--data", str(data), "--tokenizer", str(tokenizer)]
     words += ["--out", str(out), "--processes", str(number)]
-    words += ["--optim.batch", str(BATCH), "--optim.steps", "100000", "--data.workers", "0"]
+    words += ["--optim.batch", str(batch), "--optim.steps", "100000", "--data.workers", "0"]
     words += ["--engine.log_every", "1"]
     with (out.parent / f"{out.name}.log").open("w") as log:
         process = subprocess.Popen(_command(words), stderr=log, stdout=log, env=os.environ | ALONE)
@@ -110,7 +123,7 @@ def _trained(number: int, size: str, data: Path, tokenizer: Path, out: Path) -> 
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
-    return (ended[0] - began[0]) * BATCH / (ended[1] - began[1])
+    return (ended[0] - began[0]) * batch / (ended[1] - began[1])
 
 
 def _noted(out: Path, least: int, process: subprocess.Popen[bytes]) -> tuple[int, float]:
