@@ -2,7 +2,7 @@
 
 All of it happens on the host, picture by picture: the file is decoded by Pillow, colours are
 jittered and the picture is flipped at full size, one crop is resized twice, both views become
-float tensors, and the mask is drawn patch by patch. A batch is what torch's `default_collate` makes.
+float tensors, and the mask is drawn patch by patch. torch's `default_collate` makes the batch.
 """
 
 import math
@@ -30,7 +30,9 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 class ReferenceInput:
     """From paths of files to a batch: (patch views, token views, masks), each stacked."""
 
-    def __init__(self, size: int = 224, token_size: int = 112, grid: int = 14, masked: int = 75):
+    def __init__(
+        self, size: int = 224, token_size: int = 112, grid: int = 14, masked: int = 75
+    ) -> None:
         self.size, self.token_size, self.grid, self.masked = size, token_size, grid, masked
         self.jitter: Callable[[Image.Image], Image.Image] = transforms.ColorJitter(0.4, 0.4, 0.4)
         self.flip: Callable[[Image.Image], Image.Image] = transforms.RandomHorizontalFlip(0.5)

@@ -22,7 +22,7 @@ from beit.masking import (
     target_count,
     uniform_random,
 )
-from oracles.oracle_masking import slow_reference_mask
+from oracles.oracle_masking import plain_reference_mask, slow_reference_mask
 
 DRAWS = 3000
 PAPER_GRID = (14, 14)
@@ -101,6 +101,20 @@ def test_reference_equals_the_slow_oracle_in_distribution(
     assert (quick_counts == cap).mean() == pytest.approx((slow_counts == cap).mean(), abs=0.06)
     # Six standard errors of a difference of two shares of 1500.
     np.testing.assert_allclose(quick.mean(0), slow.mean(0), atol=6 * np.sqrt(0.5 / 1500))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("grid", [(14, 14), (7, 19), (3, 4), (1, 9)])
+def test_reference_draws_stay_what_they_were(grid: tuple[int, int], exact: bool) -> None:
+    """Token banks, runs and their repetitions rest on the very masks of a key."""
+    for seed in range(60):
+        target, smallest = target_count(grid, 0.4), min(16, target_count(grid, 0.4))
+        mask = plain_reference_mask(np.random.default_rng(seed), grid, target, smallest)
+        drawn = blockwise_reference(np.random.default_rng(seed), grid, ratio=0.4, exact=exact)
+        if exact:  # grown or eaten away from there
+            assert drawn.sum() == target and (drawn >= mask).all()
+        else:
+            assert drawn.tolist() == mask.tolist()
 
 
 def test_paper_masks_more_than_its_target_by_less_than_a_block() -> None:

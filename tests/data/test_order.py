@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from beit.data.order import Shares, locate, positions
 from beit.errors import UserError
+from beit.randomness import epoch_order
 
 
 def _steps(shares: Shares, samples_seen: int, steps: int) -> list[range]:
@@ -67,3 +68,14 @@ def test_a_position_means_the_same_wherever_a_run_starts(
         epoch, index = locate(1, size, range(start + place, start + place + 1))
         assert (epoch[0], index[0]) == (epochs[place], indices[place])
         assert epoch[0] == (start + place) // size
+
+
+@pytest.mark.parametrize("size", [60, 4096, 4097, 10_000, 10_000_000])
+@pytest.mark.parametrize("start", [0, 4090, 9_998, 123_456])
+def test_runs_of_positions_are_those_of_the_epochs_order(size: int, start: int) -> None:
+    """Whatever blocks and epochs a run reaches into."""
+    epochs, indices = locate(3, size, range(start, start + 5000))
+    for place in (0, 1, 5, 6, 7, 2500, 4999):
+        epoch, position = divmod(start + place, size)
+        assert epochs[place] == epoch
+        assert indices[place] == epoch_order(3, epoch, size)(np.array([position]))[0]

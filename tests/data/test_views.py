@@ -3,8 +3,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from beit.data import views
+from beit.data.decode import pixels_of
 from beit.data.draws import Key, crop_box
 from beit.data.views import ViewSettings, make_views
 from beit.errors import UserError
@@ -38,7 +41,22 @@ def test_both_views_show_the_drawn_crop_as_pillow_would() -> None:
     assert _apart(token_view, _by_pillow(crop, (112, 80), Image.Resampling.LANCZOS)) <= 2
 
 
-def test_an_older_torchvision_gets_lanczos_from_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_torchvisions_of_pillows_crop_to_the_last_bit() -> None:
+    """Runs and token banks that began before hold these pixels, however they are made now."""
+    image, settings = _picture(), ViewSettings((224, 160), (112, 80))
+    for index in range(6):
+        key = Key(3, 1, index)
+        box = crop_box(key.generator("crop"), (300, 400), settings.scale, settings.ratio)
+        crop = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).contiguous()
+        bicubic = functional.resize(crop, [224, 160], InterpolationMode.BICUBIC)
+        lanczos = functional.resize(crop, [112, 80], InterpolationMode.LANCZOS)
+        for picture in (image, pixels_of(image), pixels_of(image).contiguous()):
+            patch_view, token_view = make_views(picture, settings, key)
+            assert patch_view is not None and torch.equal(patch_view, bicubic)
+            assert token_view is not None and torch.equal(token_view, lanczos)
+
+
+def test_an_older_torch_gets_lanczos_from_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ViewSettings(None, (112, 112))
     _, native = make_views(_picture(), settings, KEY)
     monkeypatch.setattr(views, "_native_lanczos", lambda: False)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
+from numpy.typing import NDArray
+
 Mask = list[list[bool]]
 
 
@@ -29,3 +32,32 @@ def slow_reference_mask(
                 mask[row][column] = True
             masked, blocks, failures = masked + len(fresh), blocks + 1, 0
     return mask, blocks
+
+
+def plain_reference_mask(
+    generator: np.random.Generator, grid: tuple[int, int], target: int, smallest: int
+) -> NDArray[np.bool_]:
+    """The blocks of `beit.masking.blockwise_reference`, from the same draws, patch by patch."""
+    mask = np.zeros(grid, dtype=np.bool_)
+    remaining = target
+    while remaining > 0:
+        for attempt in range(11):
+            if attempt == 10 and remaining < smallest:
+                return mask
+            area, aspect, down, right = generator.random(4)
+            patches = smallest + area * (remaining - smallest)
+            ratio = 0.3 ** (1 - 2 * aspect)
+            height, width = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+            if attempt == 10:  # the last one is cut down to fit
+                height = max(1, min(height, grid[0] - 1, remaining))
+                width = max(1, min(width, grid[1] - 1, remaining // height))
+            elif not (0 < height < max(2, grid[0]) and 0 < width < max(2, grid[1])):
+                continue
+            top, left = int(down * (grid[0] - height + 1)), int(right * (grid[1] - width + 1))
+            block = mask[top : top + height, left : left + width]
+            new = int((~block).sum())
+            if 0 < new <= remaining:
+                block[:] = True
+                remaining -= new
+                break
+    return mask
