@@ -21,9 +21,14 @@ Call = Callable[[], object]
 
 
 def interleaved(
-    sides: Mapping[str, Call], *, rounds: int, warm_ups: int = 1, device: torch.device | str = "cpu"
+    sides: Mapping[str, Call],
+    *,
+    rounds: int,
+    warm_ups: int = 1,
+    settle: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
-    """Seconds of each side's calls, one call of each in every round.
+    """Seconds of each side's calls, one timed call of each in every round.
 
     Every second round runs backwards, so that no side always comes after the same neighbour.
 
@@ -31,12 +36,16 @@ def interleaved(
         sides: What is compared, by name. The sides' outputs must have been found equal before.
         rounds: Timed rounds.
         warm_ups: Rounds before them, which also compile what is compiled.
+        settle: Calls of a side before each timed one: after a change of sides the allocator and the
+            caches are the other side's, which a training run never sees.
         device: Synchronised inside the timed region.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(-warm_ups, rounds):
         for name in names if turn % 2 == 0 else reversed(names):
+            for _ in range(settle):
+                sides[name]()
             taken = timed(sides[name], device)
             if turn >= 0:
                 seconds[name].append(taken)

@@ -226,7 +226,9 @@ class _Ideas:
     ) -> dict[str, Any]:
         """Time one idea."""
         sides = {"without": without, "with": within or self.step(self.model)}
-        seconds = interleaved(sides, rounds=self.setting.rounds, device=self.setting.device)
+        seconds = interleaved(
+            sides, rounds=self.setting.rounds, settle=1, device=self.setting.device
+        )
         found = self.told(name, seconds["without"], seconds["with"])
         print(name, found["gain"], flush=True)
         return {**found, "gradients apart": apart}

@@ -15,8 +15,8 @@ from beit.report.tables import Table, markdown_table
 from harness import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-Record = dict[str, Any]
-_BLOCK = re.compile(r"(<!-- table ([\w-]+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Row = dict[str, Any]
+_BLOCK = re.compile(r"(<!-- table ([\w,-]+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -32,17 +32,20 @@ def page(text: str) -> str:
 
 
 def _replaced(found: "re.Match[str]") -> str:
-    start, name, kind, end = found.groups()
-    file = RESULTS / f"{name}.json"
-    if not file.is_file():
-        return f"{start}\nNot measured yet: there is no record `{file.name}`.\n\n{end}"
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return (
-        f"{start}\n{markdown_table(TABLES[kind](record))}\n\n{source(record, file.name)}\n\n{end}"
-    )
+    start, names, kind, end = found.groups()
+    files = [RESULTS / f"{name}.json" for name in names.split(",")]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        return f"{start}\nNot measured yet: there is no record `{files[0].name}`.\n\n{end}"
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in there]
+    rows = [row for record in records for row in record["rows"]]
+    table = markdown_table(TABLES[kind](rows))
+    pairs = zip(records, there, strict=True)
+    sources = dict.fromkeys(source(record, file.name) for record, file in pairs)
+    return f"{start}\n{table}\n\n{'  '.join(sources)}\n\n{end}"
 
 
-def source(record: Record, name: str) -> str:
+def source(record: Row, name: str) -> str:
     """Where numbers come from."""
     machine, versions = record["machine"], record["versions"]
     where = f"{machine['processor']}, {machine['threads']} thread(s), {machine['device']}"
@@ -52,7 +55,7 @@ def source(record: Record, name: str) -> str:
     )
 
 
-def steps(record: Record) -> Table:
+def steps(rows: list[Row]) -> Table:
     """Times, rates and shares of the peak of every side."""
     header = ["size", "step", "ms", "images/s", "GFLOP an image", "share of the peak, %"]
     return Table(
@@ -66,13 +69,13 @@ def steps(record: Record) -> Table:
                 f"{side['GFLOP an image']:.1f}",
                 f"{100 * side['share of peak']:.0f}",
             ]
-            for row in record["rows"]
+            for row in rows
             for name, side in row["sides"].items()
         ],
     )
 
 
-def ratios(record: Record) -> Table:
+def ratios(rows: list[Row]) -> Table:
     """Ratios of step times with their quartiles and aims."""
     header = ["size", "batch", "theirs / ours", "ratio", "quartiles", "aim"]
     return Table(
@@ -86,13 +89,13 @@ def ratios(record: Record) -> Table:
                 _quartiles(ratio),
                 "–" if ratio["aim"] is None else f"{ratio['aim']:.2f}",
             ]
-            for row in record["rows"]
+            for row in rows
             for name, ratio in row["ratios"].items()
         ],
     )
 
 
-def ideas(record: Record) -> Table:
+def ideas(rows: list[Row]) -> Table:
     """Predictions beside outcomes."""
     header = ["idea", "of", "predicted", "measured", "quartiles"]
     return Table(
@@ -105,16 +108,110 @@ def ideas(record: Record) -> Table:
                 f"{row['gain']['median']:.2f}",
                 _quartiles(row["gain"]),
             ]
-            for row in record["rows"]
+            for row in rows
         ],
     )
 
 
-def _quartiles(ratio: Record) -> str:
+def _quartiles(ratio: Row) -> str:
     return f"{ratio['low']:.2f} to {ratio['high']:.2f}"
 
 
-TABLES: dict[str, Callable[[Record], Table]] = {"steps": steps, "ratios": ratios, "ideas": ideas}
+def opening(rows: list[Row]) -> Table:
+    """Ten million entries against ten thousand."""
+    header = ["layout", "entries", "open_source, ms", "from launch to open, ratio", "quartiles"]
+    return Table(
+        header,
+        [
+            [
+                row["layout"],
+                " / ".join(f"{row['pictures'][k]:,}" for k in ("many", "few")),
+                " / ".join(
+                    f"{1000 * row['seconds of open_source'][k]:.1f}" for k in ("many", "few")
+                ),
+                f"{row['ratio, launch to open']['median']:.2f}",
+                _quartiles(row["ratio, launch to open"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def batch(rows: list[Row]) -> Table:
+    """Time a picture by batch."""
+    sizes = list(rows[0]["milliseconds a picture"])
+    header = ["size", *(f"ms a picture, batch {size}" for size in sizes), "exponent"]
+    return Table(
+        header,
+        [
+            [
+                row["size"],
+                *(f"{row['milliseconds a picture'][size]:.1f}" for size in sizes),
+                f"{row['exponent']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def memory(rows: list[Row]) -> Table:
+    """What autograd keeps of a picture."""
+    header = ["size", "preset", "attention", "MB a picture", "of the figure counted"]
+    return Table(
+        header,
+        [
+            [
+                *(row["size"], row["preset"], row["attention"]),
+                f"{row['megabytes a picture']:.1f}",
+                f"{row['of the limit']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def inputs(rows: list[Row]) -> Table:
+    """Pictures a second on one core."""
+    header = ["side", "ms a picture", "pictures/s", "gain", "quartiles", "aim"]
+    return Table(
+        header,
+        [
+            [
+                row["side"],
+                f"{row['milliseconds a picture']:.2f}",
+                str(row["pictures a second"]),
+                f"{row['gain']['median']:.2f}" if "gain" in row else "1",
+                _quartiles(row["gain"]) if "gain" in row else "–",
+                f"{row['goal']:.0f}" if row.get("goal") else "–",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def stages(rows: list[Row]) -> Table:
+    """Where our time goes, a picture."""
+    found = [row for row in rows if "milliseconds by stage" in row]
+    names = list(dict.fromkeys(name for row in found for name in row["milliseconds by stage"]))
+    return Table(
+        ["ms a picture", *(row["side"] for row in found)],
+        [
+            [name, *(f"{row['milliseconds by stage'].get(name, 0):.3f}" for row in found)]
+            for name in names
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[list[Row]], Table]] = {
+    "steps": steps,
+    "ratios": ratios,
+    "ideas": ideas,
+    "opening": opening,
+    "batch": batch,
+    "memory": memory,
+    "inputs": inputs,
+    "stages": stages,
+}
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def masked_steps(setting: Setting) -> dict[str, Any]:
     sides: dict[str, Call] = {
         "reference, live": reference_step(reference, theirs, images, ready.token_view, masked),
         "transformers": trainer_step(
-            hub, hub_loss(hub, images, masked, codes.flatten(1)[masked]), precision=setting.precision
+            hub,
+            hub_loss(hub, images, masked, codes.flatten(1)[masked]),
+            precision=setting.precision,
         ),
         "ours, live": own_step(model, VisualTokens(cheap, listed_only=True), batch, setting),
         "ours, live, exact": own_step(model, VisualTokens(exact), batch, setting),
@@ -235,7 +237,7 @@ def measured(
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     peak = matrix_peak(setting.device, kinds[setting.precision])
     memory = {name: peak_memory(call, setting.device) for name, call in sides.items()}
-    seconds = interleaved(sides, rounds=setting.rounds, device=setting.device)
+    seconds = interleaved(sides, rounds=setting.rounds, settle=1, device=setting.device)
     peak = max(peak, matrix_peak(setting.device, kinds[setting.precision]))
     column = 0 if setting.device.type == "cpu" else 1
     rows = {}
