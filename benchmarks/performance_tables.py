@@ -77,7 +77,7 @@ def steps(rows: list[Row]) -> Table:
 
 def ratios(rows: list[Row]) -> Table:
     """Ratios of step times with their quartiles and aims."""
-    header = ["size", "batch", "theirs / ours", "ratio", "quartiles", "aim"]
+    header = ["size", "batch", "theirs / ours", "ratio", "quartiles", "of the fastest", "aim"]
     return Table(
         header,
         [
@@ -87,6 +87,7 @@ def ratios(rows: list[Row]) -> Table:
                 name,
                 f"{ratio['median']:.2f}",
                 _quartiles(ratio),
+                f"{ratio['fastest']:.2f}" if "fastest" in ratio else "–",
                 "–" if ratio["aim"] is None else f"{ratio['aim']:.2f}",
             ]
             for row in rows

@@ -246,6 +246,7 @@ def measured(
         rate = setting.batch / median
         rows[name] = {
             "milliseconds": round(1000 * median, 2),
+            "fastest, milliseconds": round(1000 * min(times), 2),
             "images a second": round(rate, 2),
             "GFLOP an image": round(flops[name] / 1e9, 2),
             "share of peak": round(rate * flops[name] / peak, 3),
