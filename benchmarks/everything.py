@@ -33,8 +33,7 @@ def commands(data: str | None) -> list[list[str]]:
     shape = ["--sizes", *sizes, "--batch", "256" if gpu else "8", "--rounds", "20" if gpu else "5"]
     pictures = [["input_path.py", *([] if data is None else ["--data", data])]]
     return [
-        ["step.py", "masked", *shape],
-        ["step.py", "classifier", *shape],
+        *(["step.py", what, *shape] for what in ("live", "given", "classifier")),
         ["ideas.py", *shape],
         *pictures,
         *(["growth.py", part] for part in ("opening", "workers", "batch", "memory", "processes")),

@@ -1,6 +1,6 @@
 """Training steps: ours against the reference's, transformers' and timm's, in turns, in one process.
 
-    python benchmarks/step.py --sizes base --batch 8 --rounds 5
+    python benchmarks/step.py live given classifier --sizes base --batch 8 --rounds 5
 
 All models of a comparison have the same weights and get the same batch; losses and gradients are
 equal in float32 before anything is timed. Ours is the engine's own step with the device's share of
@@ -57,6 +57,7 @@ from peers import (
 from reference_model import ReferenceModel, ReferenceTokenizer, reference_step
 
 CLASSES = 1000
+BANKED = "ours, banked"
 AIMS = {  # of issue and limits: name of the comparison -> (on a CPU, on a GPU)
     "reference / ours, live tokens": (4.0, 2.2),
     "reference / ours, banked tokens": (6.0, 3.2),
@@ -78,7 +79,7 @@ class Setting(NamedTuple):
 def main() -> None:
     """Time what was asked for and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", nargs="*", default=["masked", "classifier"])
+    parser.add_argument("what", nargs="*", default=["live", "given", "classifier"])
     parser.add_argument("--sizes", nargs="+", default=["base"])
     parser.add_argument("--batch", type=int, default=8, help="pictures a step")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
@@ -91,13 +92,23 @@ def main() -> None:
         rows = []
         for size in options.sizes:
             setting = Setting(size, options.batch, options.rounds, device, precision)
-            rows.append({"masked": masked_steps, "classifier": classifier_steps}[what](setting))
+            rows.append(COMPARISONS[what](setting))
             name = f"step-{what}-{device.type}"
             print(record(name, rows, options.results, precision=precision))
 
 
-def masked_steps(setting: Setting) -> dict[str, Any]:
-    """Pre-training: the reference with its tokenizer, transformers, and ours in three ways."""
+def live_steps(setting: Setting) -> dict[str, Any]:
+    """Pre-training: the reference with its tokenizer, and ours in three ways."""
+    return masked_steps(setting, ("reference, live", "ours, live", "ours, live, exact", BANKED))
+
+
+def given_steps(setting: Setting) -> dict[str, Any]:
+    """Pre-training with tokens given: transformers, and ours from a bank."""
+    return masked_steps(setting, ("transformers", BANKED))
+
+
+def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Pre-training, the sides that are wanted."""
     torch.manual_seed(0)
     device = setting.device
     config = encoder_config(setting.size, "plus", (224, 224), (16, 16))  # type: ignore[arg-type]
@@ -128,7 +139,7 @@ def masked_steps(setting: Setting) -> dict[str, Any]:
         ),
         "ours, live": own_step(model, VisualTokens(cheap, listed_only=True), batch, setting),
         "ours, live, exact": own_step(model, VisualTokens(exact), batch, setting),
-        "ours, banked": own_step(model, VisualTokens(exact), banked, setting),
+        BANKED: own_step(model, VisualTokens(exact), banked, setting),
     }
     places = ready.masks.index.shape[1]
     work = count_work(config, places, vae.vocabulary).training
@@ -136,13 +147,18 @@ def masked_steps(setting: Setting) -> dict[str, Any]:
     flops = {name: work + ("live" in name) * tokenizer for name in sides}
     pairs = {
         "reference / ours, live tokens": ("reference, live", "ours, live"),
-        "reference / ours, banked tokens": ("reference, live", "ours, banked"),
-        "transformers / ours, tokens given": ("transformers", "ours, banked"),
+        "reference / ours, banked tokens": ("reference, live", BANKED),
+        "transformers / ours, tokens given": ("transformers", BANKED),
         "ours, exact live tokens / half": ("ours, live, exact", "ours, live"),
-        "ours, live tokens / banked": ("ours, live", "ours, banked"),
+        "ours, live tokens / banked": ("ours, live", BANKED),
     }
     return {
-        **measured(sides, pairs, flops, setting),
+        **measured(
+            {name: sides[name] for name in wanted},
+            {name: pair for name, pair in pairs.items() if set(pair) <= set(wanted)},
+            flops,
+            setting,
+        ),
         "equal codes": {name: round(share, 5) for name, share in equal.items()},
         "apart in float32": apart,
     }
@@ -345,6 +361,9 @@ def half(device: torch.device) -> Any:
     name = "float16" if device.type == "cuda" else "bfloat16"
     assert name in REDUCED
     return name
+
+
+COMPARISONS = {"live": live_steps, "given": given_steps, "classifier": classifier_steps}
 
 
 if __name__ == "__main__":
