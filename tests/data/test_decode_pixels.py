@@ -95,5 +95,5 @@ def test_without_torchvisions_decoder_pillow_does_it(monkeypatch: pytest.MonkeyP
         raise RuntimeError("torchvision was built without it")
 
     expected = decode_pixels(_jpeg())
-    monkeypatch.setattr(decoding, "decode_jpeg", missing)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", missing)
     assert torch.equal(decode_pixels(_jpeg()), expected)

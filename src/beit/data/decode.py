@@ -19,15 +19,16 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 # TIFF and WebP are not among the formats Pillow registers by itself.
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+
+if TYPE_CHECKING:  # torch takes seconds to import, and looking at a folder needs none of it
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = frozenset(
@@ -102,7 +103,7 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
         return to_rgb(_upright(image))
 
 
-def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Tensor:
+def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> "Tensor":
     """What `decode` gives, as (3, H, W) uint8 in (H, W, 3) memory, which resizing likes best.
 
     An ordinary JPEG is decoded straight into it by torchvision, by the same rules and in less time;
@@ -120,13 +121,18 @@ def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Tensor:
         return pixels_of(to_rgb(_upright(image)))
 
 
-def pixels_of(image: Image.Image) -> Tensor:
+def pixels_of(image: Image.Image) -> "Tensor":
     """An RGB picture as (3, H, W) uint8 in (H, W, 3) memory."""
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _decoded_jpeg(data: bytes) -> Tensor | None:
+def _decoded_jpeg(data: bytes) -> "Tensor | None":
     """A JPEG of three colours as RGB; None when torchvision cannot, whatever the reason."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         decoded: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
