@@ -26,9 +26,7 @@ def main() -> None:
 
 def page(text: str) -> str:
     """The page with its tables made anew from the records there are."""
-    return re.sub(
-        r"(<!-- table ([\w-]+) (\w+) -->\n).*?(<!-- end -->)", _replaced, text, flags=re.S
-    )
+    return _BLOCK.sub(_replaced, text)
 
 
 def _replaced(found: "re.Match[str]") -> str:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from beit.data.decode import BadPicture
-from beit.data.pack import HasBytes, PackSettings, encoded
-from beit.data.sources import Source
+from beit.data.pack import PackSettings, encoded
+from beit.data.sources import HasBytes, Source
 from beit.engine.state import expected_size
 from beit.nn.classifier import Classifier
 from beit.nn.counting import count_activations, count_parameters
