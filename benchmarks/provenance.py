@@ -13,9 +13,9 @@ import torch
 def provenance() -> dict[str, Any]:
     """Command, commit, day, machine and versions, for a record."""
     script = Path(sys.argv[0]).name
-    words = [word for word in sys.argv[1:] if not word.startswith("/")]
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return {
-        "command": " ".join(["python", f"benchmarks/{script}", *words[:1]]),
+        "command": " ".join(["python", f"benchmarks/{script}", *words]),
         "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {
