@@ -20,6 +20,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--data", help="photographs (a folder or a dataset), for the input path")
     options = parser.parse_args()
+    if options.data is None:
+        print("without --data (photographs) the input path is left out", file=sys.stderr)
     failed = [" ".join(words) for words in commands(options.data) if not done(words)]
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -31,7 +33,7 @@ def commands(data: str | None) -> list[list[str]]:
     gpu = torch.cuda.is_available()
     sizes = ["small", "base", "large"] if gpu else ["base"]
     shape = ["--sizes", *sizes, "--batch", "256" if gpu else "8", "--rounds", "20" if gpu else "5"]
-    pictures = [["input_path.py", *([] if data is None else ["--data", data])]]
+    pictures = [["input_path.py", "--data", data, "--enlarge", "500", "375"]] if data else []
     return [
         *(["step.py", what, *shape] for what in ("live", "given", "classifier")),
         ["ideas.py", *shape],
