@@ -151,7 +151,7 @@ def run(
         "seconds": round(time.monotonic() - started),
         "steps": result["steps"],
         "validation": result["validation"],
-        "best": result["best"],
+        "best": {name: value for name, value in result["best"].items() if name != "model"},
         **more,
     }
 
