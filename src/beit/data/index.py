@@ -99,7 +99,7 @@ def _is_current(root: bytes, generation: Path) -> bool:
         names = PackedNames(
             open_array(generation, "directory_blob"), open_array(generation, "directory_offsets")
         )
-        # All that grows here with the tree: about two microseconds a directory.
+        # All that grows here with the tree (docs/performance.md, growth).
         above, stat = os.path.join(root, b""), os.stat
         known = zip(names, times.tolist(), strict=True)
         return all(stat(above + name).st_mtime_ns == time_ns for name, time_ns in known)
