@@ -112,12 +112,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
     parser.add_argument("--start", action="append", default=[], metavar="NAME=CKPT")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's own")
+    parser.add_argument("--trials", nargs="+", metavar="NAME", help="some of the experiment's")
     options = parser.parse_args()
     starts = {SCRATCH: "none", **dict(pair.split("=", 1) for pair in options.start)}
     options.results.mkdir(parents=True, exist_ok=True)
     target = options.results / f"downstream-{options.experiment}.json"
     record = {**provenance(), "data": Path(options.data).name, "rows": []}
-    trials = EXPERIMENTS[options.experiment]
+    trials = [t for t in EXPERIMENTS[options.experiment] if t.name in (options.trials or [t.name])]
     for seed in options.seeds or sorted({seed for trial in trials for seed in trial.seeds}):
         for trial in (trial for trial in trials if options.seeds or seed in trial.seeds):
             for start in (start for start in trial.starts if start in starts):

@@ -28,5 +28,4 @@ def test_a_few_pictures_are_timed_and_recorded(tmp_path: Path) -> None:
     assert {"reference", "files", "packed", "files, banked", "packed, banked"} <= set(rows)
     assert all(row["pictures a second"] > 0 for row in rows.values())
     assert rows["files"]["goal"] == 4 and rows["packed"]["goal"] == 8
-    assert rows["packed"]["gain"]["median"] > 1
     assert {"decode", "masks", "collate"} <= set(rows["files"]["milliseconds by stage"])
