@@ -4,21 +4,12 @@ import argparse
 import json
 import math
 import statistics
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import beit
-from beit.batch import ImageBatch
-from beit.data.augment import prepare
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.named import ArraySource
-from beit.engine.distribution import World
-from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
-from beit.engine.step import TrainingStep
 from beit.recipes.build import (
     choose_device,
     encoder_config_of,
@@ -28,9 +19,10 @@ from beit.recipes.build import (
     tokenizer_config,
     view_settings,
 )
+from beit.recipes.calibration import Call, Shape, steps_of
 from beit.recipes.models import PretrainRecipe
 from beit.tokenizer.dvae import DiscreteVAE
-from harness import Call, interleaved, record, times_faster
+from harness import interleaved, record, times_faster
 
 BATCHES = (4, 8, 16, 32)
 
@@ -80,32 +72,14 @@ def _line(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def training_call(size: str, batch: int, device: torch.device) -> Call:
-    """A step of a recipe as the engine makes it, on drawn pictures."""
+    """A step of a recipe as the engine makes it, live tokenizer included, on a drawn batch."""
     recipe: PretrainRecipe = beit.recipe(size, {"optim.batch": batch})
     torch.manual_seed(0)
     vae = DiscreteVAE(tokenizer_config(recipe.tokenizer.model)).to(device).eval()
     vae.requires_grad_(False)
-    task = pretrain_task(recipe, vae).to(device).train()
+    patch_view = recipe.encoder.image_size
+    token_view = vae.config.view_size(encoder_config_of(recipe.encoder).grid)
+    views = view_settings(recipe.views, patch_view=patch_view, token_view=token_view)
     settings = fit_settings(recipe.optim, recipe.engine, 1_000_000, device)
-    groups = parameter_groups(
-        trainable(task),
-        weight_decay=settings.weight_decay,
-        undecayed=task.undecayed_parameters(),
-    )
-    optimiser = build_optimiser(groups, betas=settings.betas, eps=settings.eps)
-    step = TrainingStep(task, optimiser, None, settings, World(), device, prepare=prepare)
-    drawn = _batch(recipe, vae, batch).to(device)
-    return lambda: step(0, repeat(drawn))
-
-
-def _batch(recipe: PretrainRecipe, vae: DiscreteVAE, batch: int) -> ImageBatch:
-    grid, stride = encoder_config_of(recipe.encoder).grid, vae.config.stride
-    views = view_settings(
-        recipe.views,
-        patch_view=recipe.encoder.image_size,
-        token_view=(grid[0] * stride, grid[1] * stride),
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, 64, 64, 3), np.uint8)
-    labels = np.zeros(batch, np.int64)
-    source = ArraySource("drawn", pixels, labels, ["all"], np.arange(batch))
-    return next(training_batches(source, views, mask_plan(recipe), LoaderSettings(batch), 0))
+    shape = Shape(views, mask_plan(recipe))
+    return steps_of(pretrain_task(recipe, vae), shape, settings, device)(batch)

@@ -7,17 +7,19 @@ told is the median and the quartiles of their ratios, pair by pair; times stand 
 import gc
 import json
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from beit.recipes import calibration
+from beit.recipes.calibration import Call, matrix_rate, synchronise
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
-Call = Callable[[], object]
+CPU = torch.device("cpu")
+_PEAK = 2048  # sides of the matrices whose product is called the peak
 
 
 def interleaved(
@@ -26,7 +28,7 @@ def interleaved(
     rounds: int,
     warm_ups: int = 1,
     settle: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
 ) -> dict[str, list[float]]:
     """Seconds of each side's calls, one timed call of each in every round.
 
@@ -52,20 +54,10 @@ def interleaved(
     return seconds
 
 
-def timed(call: Call, device: torch.device | str = "cpu") -> float:
-    """Seconds of a call, what it left the device to do included."""
+def timed(call: Call, device: torch.device = CPU) -> float:
+    """Seconds of a call, what it left the device to do included; garbage is collected before."""
     gc.collect()
-    synchronise(device)
-    began = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - began
-
-
-def synchronise(device: torch.device | str) -> None:
-    """Wait for the device."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+    return calibration.timed(call, device)
 
 
 def times_faster(slower: list[float], faster: list[float]) -> dict[str, float]:
@@ -84,22 +76,14 @@ def times_faster(slower: list[float], faster: list[float]) -> dict[str, float]:
     }
 
 
-def matrix_peak(
-    device: torch.device | str, dtype: torch.dtype, size: int = 2048, rounds: int = 10
-) -> float:
-    """FLOP/s of a large matrix product here and now: the fastest of some rounds.
-
-    A shared machine slows down for moments; the ceiling is what it can do when it does not.
-    """
-    one = torch.randn(size, size, device=device).to(dtype)
-    other = torch.randn(size, size, device=device).to(dtype)
-    fastest = min(timed(lambda: one @ other, device) for _ in range(rounds))
-    return 2 * size**3 / fastest
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that a share of the peak is a share of."""
+    return matrix_rate(device, dtype, rounds=10, size=_PEAK)
 
 
-def peak_memory(call: Call, device: torch.device | str) -> int | None:
+def peak_memory(call: Call, device: torch.device) -> int | None:
     """Bytes that a call had allocated on a CUDA device at most; None on a CPU."""
-    if torch.device(device).type != "cuda":
+    if device.type != "cuda":
         call()
         return None
     torch.cuda.reset_peak_memory_stats(device)

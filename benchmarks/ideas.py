@@ -6,10 +6,8 @@ A side without an idea computes the same loss and the same gradients in float32 
 the more obvious road. The predictions were written down before anything was timed.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +20,13 @@ from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel, MaskedPlaces
 from beit.nn.position import gather_bias
-from beit.nn.presets import encoder_config
 from beit.nn.transformer import Block
 from beit.objectives.masked import masked_token_loss
-from beit.recipes.build import choose_device, choose_precision
-from beit.tokenizer.config import dalle_config
-from beit.tokenizer.dvae import DiscreteVAE
+from beit.recipes.calibration import Call
 from beit.tokenizer.reading import TokenReader
-from harness import RESULTS, Call, interleaved, record, times_faster
+from harness import interleaved, record, times_faster
 from reference_model import ReferenceTokenizer
-from step import Setting, drawn_batch, half
+from step import Setting, drawn_batch, half, settings_of, with_settings
 
 PREDICTED = {  # ratio of step times, without / with
     "head on the listed places alone": "1.05",
@@ -97,21 +92,13 @@ ROADS: list[tuple[str, type[MaskedImageModel], type[Encoder]]] = [
 
 def main() -> None:
     """Time every idea and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--sizes", nargs="+", default=["base"])
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
-    parser.add_argument("--device", help="cpu or cuda")
-    parser.add_argument("--compile", action="store_true", help="also the compiled model")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = with_settings(__doc__)
     options = parser.parse_args()
-    device = choose_device(options.device)
-    precision = choose_precision("auto", device)
     rows = []
-    for size in options.sizes:
-        setting = Setting(size, options.batch, options.rounds, device, precision)
-        rows += _Ideas(setting).measured(compiled=options.compile)
-        print(record(f"ideas-{device.type}", rows, options.results, precision=precision))
+    for setting in settings_of(options):
+        rows += _Ideas(setting).measured(compiled=not options.eager)
+        name = f"ideas-{setting.device.type}"
+        print(record(name, rows, options.results, precision=setting.precision))
 
 
 class _Ideas:
@@ -120,11 +107,11 @@ class _Ideas:
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
         self.setting = setting
-        config = encoder_config(setting.size, "plus", (224, 224), (16, 16))  # type: ignore[arg-type]
-        self.vae = DiscreteVAE(dalle_config()).to(setting.device).eval().requires_grad_(False)
+        config = setting.encoder()
+        self.vae = setting.tokenizer(config.grid)
         head = MaskedTokenHead(config.width, self.vae.vocabulary)
         self.model = MaskedImageModel(Encoder(config), head).to(setting.device)
-        self.ready = prepare(drawn_batch(setting, self.vae.image_size, config.grid))
+        self.ready = prepare(drawn_batch(setting, config, self.vae.image_size))
         assert self.ready.token_view is not None and self.ready.masks is not None
         self.codes = TokenReader(self.vae).codes(self.ready.token_view).flatten(1)
 

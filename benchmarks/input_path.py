@@ -208,7 +208,7 @@ def measured(material: Material, size: int, rounds: int) -> list[dict[str, Any]]
         "reference": reference_batches(material.files, size),
         **{name: partial(next, side) for name, side in ours.items()},
     }
-    seconds = interleaved(sides, rounds=rounds)
+    seconds = interleaved(sides, rounds=rounds, settle=1)
     rows = []
     for name, taken in seconds.items():
         row: dict[str, Any] = {"side": name, "milliseconds a picture": milliseconds(taken, size)}

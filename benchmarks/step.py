@@ -9,40 +9,36 @@ does not depend on what is in them. Stochastic depth is off, or nothing could be
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from beit.batch import ColourDraws, ImageBatch, Masks
+from beit.batch import ImageBatch
 from beit.data.augment import prepare
-from beit.engine.distribution import World
-from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.data.draws import MaskPlan
+from beit.data.views import ViewSettings
 from beit.engine.settings import FitSettings
-from beit.engine.step import TrainingStep
 from beit.interop.names import REFERENCE, TIMM, TRANSFORMERS_5
-from beit.masking import MASKERS, place_list
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.counting import count_work
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
-from beit.nn.presets import encoder_config
+from beit.nn.presets import SizeName, encoder_config
 from beit.objectives.masked import masked_token_loss
-from beit.randomness import sample_generator
-from beit.recipes.build import choose_device, choose_precision
+from beit.recipes.build import Precision, choose_device, choose_precision
+from beit.recipes.calibration import Call, Shape, random_batch, step_on
 from beit.tasks.classify import ClassifyTask
 from beit.tasks.pretrain import PretrainTask, VisualTokens
 from beit.tokenizer.config import dalle_config
 from beit.tokenizer.counting import count_tokenizer_work
 from beit.tokenizer.dvae import DiscreteVAE
-from beit.tokenizer.reading import REDUCED, TokenReader, agreement
-from harness import RESULTS, Call, interleaved, matrix_peak, peak_memory, record, times_faster
+from beit.tokenizer.reading import TokenReader, agreement
+from harness import RESULTS, interleaved, matrix_peak, peak_memory, record, times_faster
 from peers import (
     difference,
     hub_loss,
@@ -57,6 +53,7 @@ from peers import (
 from reference_model import ReferenceModel, ReferenceTokenizer, reference_step
 
 CLASSES = 1000
+MASKED = 75 / 196  # of the places, in the paper
 BANKED = "ours, banked"
 AIMS = {  # of issue and limits: name of the comparison -> (on a CPU, on a GPU)
     "reference / ours, live tokens": (4.0, 2.2),
@@ -69,32 +66,57 @@ AIMS = {  # of issue and limits: name of the comparison -> (on a CPU, on a GPU)
 class Setting(NamedTuple):
     """What is the same for all sides."""
 
-    size: str
+    size: SizeName
     batch: int
     rounds: int
     device: torch.device
-    precision: str
+    precision: Precision
+    pixels: int  # a side of the encoder's view
+    eager: bool = False  # leave out what is compiled
+
+    def encoder(self, **changes: Any) -> EncoderConfig:
+        """The encoder's shape, of the `plus` preset."""
+        return encoder_config(self.size, "plus", (self.pixels,) * 2, (16, 16), **changes)
+
+    def tokenizer(self, grid: tuple[int, int]) -> DiscreteVAE:
+        """A tokenizer of the size of DALL-E's, frozen, for one token a patch."""
+        vae = DiscreteVAE(dalle_config(dalle_config().view_size(grid))).to(self.device)
+        return vae.eval().requires_grad_(False)
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    """What `with_settings` asked for, a size each."""
+    device = choose_device(options.device)
+    precision = choose_precision("auto", device)
+    rest = (options.batch, options.rounds, device, precision, options.pixels, options.eager)
+    return [Setting(size, *rest) for size in options.sizes]
+
+
+def with_settings(description: str) -> argparse.ArgumentParser:
+    """The arguments that make `Setting`s."""
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sizes", nargs="+", default=["base"])
+    parser.add_argument("--pixels", type=int, default=224, help="a side of the encoder's view")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--device", help="cpu or cuda")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser
 
 
 def main() -> None:
     """Time what was asked for and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = with_settings(__doc__)
     parser.add_argument("what", nargs="*", default=["live", "given", "classifier"])
-    parser.add_argument("--sizes", nargs="+", default=["base"])
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
-    parser.add_argument("--device", help="cpu or cuda")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    device = choose_device(options.device)
-    precision = choose_precision("auto", device)
+    settings = settings_of(options)
     for what in options.what:
         rows = []
-        for size in options.sizes:
-            setting = Setting(size, options.batch, options.rounds, device, precision)
+        for setting in settings:
             rows.append(COMPARISONS[what](setting))
-            name = f"step-{what}-{device.type}"
-            print(record(name, rows, options.results, precision=precision))
+            name = f"step-{what}-{setting.device.type}"
+            print(record(name, rows, options.results, precision=setting.precision))
 
 
 def live_steps(setting: Setting) -> dict[str, Any]:
@@ -104,18 +126,18 @@ def live_steps(setting: Setting) -> dict[str, Any]:
 
 def given_steps(setting: Setting) -> dict[str, Any]:
     """Pre-training with tokens given: transformers, and ours from a bank."""
-    return masked_steps(setting, ("transformers", BANKED))
+    return masked_steps(setting, ("transformers", "transformers, compiled", BANKED))
 
 
 def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
     """Pre-training, the sides that are wanted."""
     torch.manual_seed(0)
     device = setting.device
-    config = encoder_config(setting.size, "plus", (224, 224), (16, 16))  # type: ignore[arg-type]
-    vae = DiscreteVAE(dalle_config()).to(device).eval().requires_grad_(False)
+    config = setting.encoder()
+    vae = setting.tokenizer(config.grid)
     head = MaskedTokenHead(config.width, vae.vocabulary)
     model = MaskedImageModel(Encoder(config), head).to(device)
-    batch = drawn_batch(setting, vae.image_size, config.grid)
+    batch = drawn_batch(setting, config, vae.image_size)
     ready = prepare(batch)
     assert ready.patch_view is not None and ready.token_view is not None and ready.masks is not None
     exact, cheap = TokenReader(vae), TokenReader(vae, half(device))
@@ -130,13 +152,15 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
     hub = hub_masked(model, config).to(device)
     apart = masked_differences(model, config, reference, hub, ready, codes)
     banked = replace(batch, token_view=None, codes=codes)
+
+    def hub_step(called: Any) -> Call:
+        loss = hub_loss(called, images, masked, codes.flatten(1)[masked])
+        return trainer_step(hub, loss, precision=setting.precision)
+
     sides: dict[str, Call] = {
         "reference, live": reference_step(reference, theirs, images, ready.token_view, masked),
-        "transformers": trainer_step(
-            hub,
-            hub_loss(hub, images, masked, codes.flatten(1)[masked]),
-            precision=setting.precision,
-        ),
+        "transformers": hub_step(hub),
+        "transformers, compiled": hub_step(torch.compile(hub)),
         "ours, live": own_step(model, VisualTokens(cheap, listed_only=True), batch, setting),
         "ours, live, exact": own_step(model, VisualTokens(exact), batch, setting),
         BANKED: own_step(model, VisualTokens(exact), banked, setting),
@@ -149,6 +173,7 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
         "reference / ours, live tokens": ("reference, live", "ours, live"),
         "reference / ours, banked tokens": ("reference, live", BANKED),
         "transformers / ours, tokens given": ("transformers", BANKED),
+        "transformers compiled / ours, tokens given": ("transformers, compiled", BANKED),
         "ours, exact live tokens / half": ("ours, live, exact", "ours, live"),
         "ours, live tokens / banked": ("ours, live", BANKED),
     }
@@ -198,13 +223,9 @@ def masked_differences(
 def classifier_steps(setting: Setting) -> dict[str, Any]:
     """Classification with a bias table a block: timm's model and ours, eager and compiled."""
     torch.manual_seed(0)
-    shape = {"relative_positions": "per-layer"}
-    config = encoder_config(setting.size, "plus", (224, 224), (16, 16), **shape)  # type: ignore[arg-type]
+    config = setting.encoder(relative_positions="per-layer")
     model = Classifier(Encoder(config), ClassifierHead(config.width, CLASSES)).to(setting.device)
-    batch = replace(
-        drawn_batch(setting, None, config.grid),
-        label=torch.randint(CLASSES, (setting.batch,), device=setting.device),
-    )
+    batch = drawn_batch(setting, config, classes=CLASSES)
     images, labels = prepare(batch).patch_view, batch.label
     assert images is not None and labels is not None
     theirs = timm_classifier(model, config).to(setting.device)
@@ -250,6 +271,9 @@ def measured(
     setting: Setting,
 ) -> dict[str, Any]:
     """Time all sides in turns; times, rates, shares of the peak, memory and ratios."""
+    if setting.eager:
+        sides = {name: side for name, side in sides.items() if "compiled" not in name}
+        pairs = {name: pair for name, pair in pairs.items() if set(pair) <= set(sides)}
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     peak = matrix_peak(setting.device, kinds[setting.precision])
     memory = {name: peak_memory(call, setting.device) for name, call in sides.items()}
@@ -301,66 +325,30 @@ def own_classifier_step(
     return _engine_step(ClassifyTask(model), batch, setting)
 
 
-def _engine_step(task: Any, batch: ImageBatch, setting: Setting) -> Call:
-    groups = parameter_groups(
-        trainable(task), weight_decay=0.05, undecayed=task.undecayed_parameters()
-    )
+def _engine_step(task: nn.Module, batch: ImageBatch, setting: Setting) -> Call:
     settings = FitSettings(
         total_steps=10**6,
         global_batch=setting.batch,
         learning_rate=1e-5,
         clip=3.0,
-        precision=setting.precision,  # type: ignore[arg-type]
+        precision=setting.precision,
     )
-    optimiser = build_optimiser(groups, betas=(0.9, 0.999), eps=1e-8)
-    step = TrainingStep(
-        task.train(), optimiser, None, settings, World(), setting.device, prepare=prepare
-    )
-    batches: Iterator[ImageBatch] = repeat(batch)
-    return lambda: step(0, batches)
+    return step_on(task, settings, setting.device)(batch)
 
 
 def drawn_batch(
-    setting: Setting, token_view: tuple[int, int] | None, grid: tuple[int, int]
+    setting: Setting, config: EncoderConfig, token_view: tuple[int, int] | None = None, **more: Any
 ) -> ImageBatch:
-    """A batch as the loader hands it over: uint8 views, draws, the paper's masks."""
-    count = setting.batch
-    generators = [sample_generator(0, 0, row, "mask") for row in range(count)]
-    masks = [MASKERS["blockwise"](one, grid, count=75, exact=True) for one in generators]
-    places = int(masks[0].sum())
-    lists = [place_list(mask, places) for mask in masks]
-    patch_view = torch.randint(256, (count, 3, 224, 224), dtype=torch.uint8)
-    tokens = None
-    if token_view is not None:
-        tokens = torch.randint(256, (count, 3, *token_view), dtype=torch.uint8)
-    low, high = 0.6, 1.4
-    brightness, contrast, saturation = low + (high - low) * torch.rand(3, count)
-    batch = ImageBatch(
-        index=torch.arange(count),
-        epoch=torch.zeros(count, dtype=torch.int64),
-        patch_view=patch_view,
-        token_view=tokens,
-        colour=ColourDraws(
-            flip=torch.rand(count) < 0.5,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            order=torch.stack([torch.randperm(3) for _ in range(count)]),
-        ),
-        masks=Masks(
-            torch.stack([torch.as_tensor(mask) for mask in masks]),
-            torch.stack([torch.as_tensor(index) for index, _ in lists]),
-            torch.stack([torch.as_tensor(weight) for _, weight in lists]),
-        ),
-    )
-    return batch.to(setting.device)
+    """A batch as the loader hands it over: uint8 views, draws, as many masks as in the paper."""
+    grid = config.grid
+    masks = MaskPlan(grid, count=round(MASKED * grid[0] * grid[1]))
+    views = ViewSettings(config.image_size, token_view)
+    return random_batch(Shape(views, masks, **more), setting.batch, setting.device)
 
 
-def half(device: torch.device) -> Any:
+def half(device: torch.device) -> Literal["bfloat16", "float16"]:
     """The half precision that the device multiplies fast."""
-    name = "float16" if device.type == "cuda" else "bfloat16"
-    assert name in REDUCED
-    return name
+    return "float16" if device.type == "cuda" else "bfloat16"
 
 
 COMPARISONS = {"live": live_steps, "given": given_steps, "classifier": classifier_steps}

@@ -197,8 +197,8 @@ def compare_codes(
 
 
 def _views(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> ViewSettings:
-    grid, stride = encoder_config_of(recipe.encoder).grid, tokenizer.config.stride
-    return view_settings(recipe.views, token_view=(grid[0] * stride, grid[1] * stride))
+    grid = encoder_config_of(recipe.encoder).grid
+    return view_settings(recipe.views, token_view=tokenizer.config.view_size(grid))
 
 
 def _tokenizer(spec: str | Path) -> DiscreteVAE:

@@ -89,10 +89,10 @@ def _pixels(pictures: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
 
 
-def steps_of(
-    task: nn.Module, shape: Shape, settings: FitSettings, device: torch.device
-) -> Callable[[int], Call]:
-    """Training steps of a task: a function from pictures a step to a step that can be called."""
+def step_on(
+    task: nn.Module, settings: FitSettings, device: torch.device
+) -> Callable[[ImageBatch], Call]:
+    """The engine's training step of a task: from the batch it is to learn from to a call."""
     task.to(device).train()
     groups = parameter_groups(
         trainable(task),
@@ -106,13 +106,21 @@ def steps_of(
         for child in task.children():
             child.compile()
 
-    def make(pictures: int) -> Call:
-        one = replace(settings, global_batch=pictures, accumulate=1)
+    def make(batch: ImageBatch) -> Call:
+        one = replace(settings, global_batch=len(batch.index), accumulate=1)
         step = TrainingStep(task, optimiser, average, one, World(), device, prepare=prepare)
-        batches: Iterator[ImageBatch] = repeat(random_batch(shape, pictures, device))
+        batches: Iterator[ImageBatch] = repeat(batch)
         return lambda: step(0, batches)
 
     return make
+
+
+def steps_of(
+    task: nn.Module, shape: Shape, settings: FitSettings, device: torch.device
+) -> Callable[[int], Call]:
+    """Training steps of a task: a function from pictures a step to a step that can be called."""
+    step = step_on(task, settings, device)
+    return lambda pictures: step(random_batch(shape, pictures, device))
 
 
 def cost(
@@ -165,21 +173,27 @@ def _in_turns(calls: list[Call], budget: float, device: torch.device) -> tuple[l
 
 def timed(call: Call, device: torch.device) -> float:
     """Seconds of a call, what it left the device to do included."""
-    _wait(device)
+    synchronise(device)
     began = time.perf_counter()
     call()
-    _wait(device)
+    synchronise(device)
     return time.perf_counter() - began
 
 
-def _wait(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
-    """FLOP/s of a large matrix product here and now: the fastest of some rounds."""
-    size = _PEAK[device.type]
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, rounds: int = 8, size: int | None = None
+) -> float:
+    """FLOP/s of a large matrix product here and now: the fastest of some rounds.
+
+    A shared machine slows down for moments; the ceiling is what it can do when it does not.
+    """
+    size = size or _PEAK[device.type]
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     timed(lambda: one @ other, device)
     return 2 * size**3 / min(timed(lambda: one @ other, device) for _ in range(rounds))

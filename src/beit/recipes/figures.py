@@ -24,7 +24,6 @@ from beit.objectives.evidence_bound import code_counts
 from beit.recipes.build import mask_plan, masked_image_model
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.stage import prepared_batches
-from beit.recipes.train import token_view_size
 from beit.report.figures import codebook_use
 from beit.report.page import Figure
 from beit.report.pictures import masked_page, paint_masks, reconstruction_page
@@ -95,7 +94,7 @@ def masked_figure(
     grid = model.encoder.config.grid
     views = ViewSettings(
         patch_view=recipe.encoder.image_size,
-        token_view=token_view_size(tokenizer, grid),
+        token_view=tokenizer.config.view_size(grid),
         random=False,
     )
     batch = pictures.some(views, mask_plan(recipe))

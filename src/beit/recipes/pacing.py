@@ -191,8 +191,7 @@ class _Bench:
     def tokens(self, budget: float) -> Cost:
         """Codes from the frozen tokenizer, its view's augmentation included."""
         assert isinstance(self.recipe, PretrainRecipe) and self.vae is not None
-        grid, stride = encoder_config_of(self.recipe.encoder).grid, self.vae.config.stride
-        size = (grid[0] * stride, grid[1] * stride)
+        size = self.vae.config.view_size(encoder_config_of(self.recipe.encoder).grid)
         views = view_settings(self.recipe.views, token_view=size)
         shape = Shape(views, mask_plan(self.recipe))
         target = pretrain_task(_small(self.recipe), self.vae).target
@@ -234,8 +233,7 @@ class _Bench:
         if not has_tokens(recipe):
             return 0.0  # nothing is evaluated
         assert vae is not None and isinstance(task, PretrainTask)
-        grid, stride = encoder_config_of(recipe.encoder).grid, vae.config.stride
-        size = (grid[0] * stride, grid[1] * stride)
+        size = vae.config.view_size(encoder_config_of(recipe.encoder).grid)
         views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=size)
         batch = prepare(random_batch(Shape(views, mask_plan(recipe)), pictures, self.device))
         look = (task.model, vae)

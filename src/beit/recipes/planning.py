@@ -237,8 +237,7 @@ def _input(recipe: Planned, request: PlanRequest, source: Source, device: torch.
     banked = live = each(view_settings(recipe.views, patch_view=size))
     if isinstance(recipe, PretrainRecipe) and has_tokens(recipe):
         config = tokenizer_config(recipe.tokenizer.model)
-        grid = encoder_config_of(recipe.encoder).grid
-        view = (grid[0] * config.stride, grid[1] * config.stride)
+        view = config.view_size(encoder_config_of(recipe.encoder).grid)
         live = each(view_settings(recipe.views, patch_view=size, token_view=view))
         own = view_settings(recipe.tokenizer.views, token_view=config.image_size)
         tokenizer = each(own)

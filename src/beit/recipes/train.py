@@ -146,7 +146,7 @@ def _pretrain(
     task = pretrain_task(recipe, vae)
     grid = encoder_config_of(recipe.encoder).grid
     # With codes at hand nobody looks at the tokenizer's view.
-    token_view = None if vae is None or codes is not None else token_view_size(vae, grid)
+    token_view = None if vae is None or codes is not None else vae.config.view_size(grid)
     views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
     masks = mask_plan(recipe)
     evaluate = None if vae is None else PredictionWatch(stage, vae)
@@ -177,7 +177,7 @@ class PredictionWatch:
         views = view_settings(
             self.recipe.views,
             patch_view=self.recipe.encoder.image_size,
-            token_view=token_view_size(self.tokenizer, grid),
+            token_view=self.tokenizer.config.view_size(grid),
             random=False,
         )
         masks = mask_plan(self.recipe)
@@ -202,11 +202,6 @@ def masked_prediction(
 
     found = evaluate_masked_prediction(batches, logits, codes, tokenizer.vocabulary)
     return {name: float(value) for name, value in found.as_dict().items()}
-
-
-def token_view_size(tokenizer: DiscreteVAE, grid: tuple[int, int]) -> tuple[int, int]:
-    """The view at which the tokenizer, which is convolutional, gives one code a patch."""
-    return grid[0] * tokenizer.config.stride, grid[1] * tokenizer.config.stride
 
 
 def take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:

@@ -79,6 +79,10 @@ class DiscreteVAEConfig:
         """(height, width) of the grid of codes."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
+    def view_size(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the view that gives a grid of codes; any grid will do."""
+        return grid[0] * self.stride, grid[1] * self.stride
+
     @property
     def output_shuffle(self) -> int:
         """The pixel shuffle's factor after the last convolution, 1 for none."""
