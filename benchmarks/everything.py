@@ -37,6 +37,7 @@ def commands(data: str | None) -> list[list[str]]:
     return [
         *(["step.py", what, *shape] for what in ("live", "given", "classifier")),
         ["ideas.py", *shape],
+        ["profile_step.py", *shape],
         *pictures,
         *(["growth.py", part] for part in ("opening", "workers", "batch", "memory", "processes")),
         ["performance_tables.py"],

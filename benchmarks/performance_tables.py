@@ -201,6 +201,15 @@ def stages(rows: list[Row]) -> Table:
     )
 
 
+def profile(rows: list[Row]) -> Table:
+    """Shares of a step's time."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["shares"]))
+    return Table(
+        ["share of the time, %", *(f"{row['size']}, batch {row['batch']}" for row in rows)],
+        [[kind, *(f"{100 * row['shares'].get(kind, 0):.1f}" for row in rows)] for kind in kinds],
+    )
+
+
 TABLES: dict[str, Callable[[list[Row]], Table]] = {
     "steps": steps,
     "ratios": ratios,
@@ -210,6 +219,7 @@ TABLES: dict[str, Callable[[list[Row]], Table]] = {
     "memory": memory,
     "inputs": inputs,
     "stages": stages,
+    "profile": profile,
 }
 
 

@@ -54,6 +54,14 @@ def test_ideas_change_no_gradient(tmp_path: Path) -> None:
     assert all(row.get("gradients apart", 0) < 1e-5 for row in rows)
 
 
+def test_a_step_is_profiled_and_drawn(tmp_path: Path) -> None:
+    (row,) = recorded("profile_step.py", SMALL, tmp_path)["rows"]
+    assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
+    assert row["shares"]["convolutions of the tokenizer"] > row["shares"]["other"]
+    with Image.open(tmp_path / "step-profile-cpu.png") as picture:
+        assert picture.size[0] > 1000
+
+
 def test_input_paths_are_compared(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(5):

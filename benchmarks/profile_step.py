@@ -1,0 +1,125 @@
+"""Where the time of a step goes: operations of our own step, counted by torch's profiler.
+
+    python benchmarks/profile_step.py --sizes base --batch 8
+
+Writes a record, and a picture of it beside docs/performance.md. A profiled step is a little slower
+than others; shares are what counts here. The step is that of `step.py`, live tokenizer included.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from torch.profiler import ProfilerActivity, profile
+
+from beit.nn.encoder import Encoder
+from beit.nn.heads import MaskedTokenHead
+from beit.nn.masked_image_model import MaskedImageModel
+from beit.recipes.calibration import synchronise
+from beit.report.canvas import BLUE, SMALL_SIZE, new_figure, quiet_axes, to_png
+from beit.tasks.pretrain import VisualTokens
+from beit.tokenizer.reading import TokenReader
+from harness import RESULTS, record
+from performance_tables import PAGE
+from step import Setting, drawn_batch, half, own_step, settings_of, with_settings
+
+# What an operation belongs to, by a part of its name; the first that fits. The rest is "other".
+KINDS = {
+    "convolutions of the tokenizer": ("conv",),
+    "linear layers' products": ("addmm", "aten::mm", "linear"),
+    "attention": ("bmm", "baddbmm", "attention", "softmax"),
+    "copies and casts": ("copy_", "_to_copy", "contiguous", "cat"),
+    "GELU": ("gelu",),
+    "LayerNorm": ("layer_norm",),
+    "AdamW and clipping": ("adamw", "foreach", "norm"),
+    "sums, biases and residuals": ("sum", "add", "mul", "fill", "zero"),
+}
+
+
+def main() -> None:
+    """Profile every size and write the record and its picture."""
+    options = with_settings(__doc__).parse_args()
+    rows = []
+    for setting in settings_of(options):
+        rows.append(profiled(setting))
+        device = setting.device.type
+        print(record(f"profile-{device}", rows, options.results, precision=setting.precision))
+    folder = PAGE.parent if options.results == RESULTS else options.results
+    (folder / f"step-profile-{device}.png").write_bytes(drawn(rows[-1]))
+
+
+def profiled(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of each kind of operation in one step, the mean of some."""
+    torch.manual_seed(0)
+    config = setting.encoder()
+    vae = setting.tokenizer(config.grid)
+    head = MaskedTokenHead(config.width, vae.vocabulary)
+    model = MaskedImageModel(Encoder(config), head).to(setting.device)
+    batch = drawn_batch(setting, config, vae.image_size)
+    target = VisualTokens(TokenReader(vae, half(setting.device)), listed_only=True)
+    step = own_step(model, target, batch, setting)
+    for _ in range(2):
+        step()
+    kinds = [ProfilerActivity.CPU]
+    if setting.device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+    with profile(activities=kinds) as found:
+        for _ in range(setting.rounds):
+            step()
+        synchronise(setting.device)
+    times = by_kind(found, setting)
+    whole = sum(times.values())
+    shares = {name: round(time / whole, 4) for name, time in times.most_common()}
+    return {
+        "size": setting.size,
+        "batch": setting.batch,
+        "rounds": setting.rounds,
+        "milliseconds": round(whole / setting.rounds / 1000, 2),
+        "shares": shares,
+    }
+
+
+def by_kind(found: profile, setting: Setting) -> Counter[str]:
+    """Microseconds that operations took themselves, by kind."""
+    times: Counter[str] = Counter()
+    for event in found.key_averages():
+        cuda = setting.device.type == "cuda"
+        taken = event.self_device_time_total if cuda else event.self_cpu_time_total
+        times[kind_of(event.key)] += taken
+    return times
+
+
+def kind_of(operation: str) -> str:
+    """What an operation belongs to."""
+    for kind, parts in KINDS.items():
+        if any(part in operation.lower() for part in parts):
+            return kind
+    return "other"
+
+
+def drawn(row: dict[str, Any]) -> bytes:
+    """Bars of the shares, the largest on top."""
+    figure = new_figure(7.5, 3.2)
+    axes: Axes = figure.subplots()
+    title = f"A step of {row['size']}, batch {row['batch']}, live tokenizer"
+    quiet_axes(axes, title, "share of the time, %")
+    axes.grid(False)
+    names = list(row["shares"])[::-1]
+    shares = [100 * row["shares"][name] for name in names]
+    axes.barh(names, shares, color=BLUE, height=0.7)
+    for place, share in enumerate(shares):
+        axes.annotate(
+            f"{share:.1f}",
+            (share, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL_SIZE,
+        )
+    axes.margins(x=0.08)
+    return to_png(figure)
+
+
+if __name__ == "__main__":
+    main()
