@@ -56,12 +56,15 @@ def masks(steps: int, **changes: Any) -> dict[str, Any]:
 
 
 FROM = ("short", "long")
+SHARES = ("1%", "10%", "all")
 EXPERIMENTS: dict[str, list[Trial]] = {
     "labels": [
         Trial("10%", labels("10%", 400)),
         Trial("all", labels("all", 400)),
         Trial("1%", labels("1%", 200)),
     ],
+    # The same labels without fine-tuning: logistic regression on the frozen features.
+    "frozen": [Trial(share, {"labels": share}, "probe", FROM) for share in SHARES],
     # From scratch with the work that pre-training cost on top (a step of it is two of fine-tuning
     # in pictures, and 1.4 times the work a picture, by the rates measured).
     "fair": [
@@ -133,6 +136,8 @@ def run(
 ) -> dict[str, Any]:
     """Do one fine-tuning, or read what it gave."""
     out = options.runs / options.experiment / f"{trial.name}-{start}-seed-{seed}".replace(" ", "-")
+    if trial.task == "probe":
+        return probed(out, options.data, trial, (start, init), seed)
     changes = {**QUIET, **trial.changes, "engine.seed": seed}
     if start == SCRATCH:
         # Layer decay is for weights that know something already.
@@ -154,6 +159,23 @@ def run(
         "validation": result["validation"],
         "best": {name: value for name, value in result["best"].items() if name != "model"},
         **more,
+    }
+
+
+def probed(out: Path, data: str, trial: Trial, start: tuple[str, str], seed: int) -> dict[str, Any]:
+    """Measure frozen features, or read what was measured; the block chosen on held-out pictures."""
+    file = out / "probe.json"
+    if not file.is_file():
+        beit.probe(start[1], data, out=out, seed=seed, quiet=True, **trial.changes)
+    (method,) = json.loads(file.read_text())["methods"].values()
+    return {
+        "trial": trial.name,
+        "start": start[0],
+        "seed": seed,
+        "changes": dict(trial.changes),
+        "steps": 0,
+        "block": method["best_block"],
+        "validation": {"top1": method["test"]},
     }
 
 
