@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.batch import ImageBatch, Travels
 from beit.data.bad_pictures import FILE_NAME, BadPictureLog
 from beit.data.decode import BadPicture
 from beit.data.draws import MaskPlan
@@ -23,6 +22,7 @@ from beit.data.loader import LoaderSettings, evaluation_batches, training_batche
 from beit.data.views import ViewSettings
 from beit.data.watch import LoaderError
 from beit.errors import UserError
+from data.batch_rows import rows_of, tensors_of
 from oracles.picture_zoo import scene
 
 VIEWS = ViewSettings((16, 16), (8, 8))
@@ -61,21 +61,6 @@ class Painted:
         return index % 2
 
 
-def _tensors(batch: Travels) -> list[Tensor]:
-    """Every tensor of a batch, in the order of its fields."""
-    found: list[Tensor] = []
-    for value in vars(batch).values():
-        if isinstance(value, Travels):
-            found += _tensors(value)
-        elif isinstance(value, Tensor):
-            found.append(value)
-    return found
-
-
-def _rows(batch: ImageBatch) -> Iterator[list[Tensor]]:
-    return ([tensor[row] for tensor in _tensors(batch)] for row in range(len(batch.index)))
-
-
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) > 0 and all(
         torch.equal(a, b) for a, b in zip(one, other, strict=True)
@@ -92,7 +77,7 @@ def _samples(
     for rank in range(ranks):
         batches = training_batches(source, views, MASKS, replace(settings, rank=rank), seen)
         micro = itertools.islice(batches, steps * accumulation)
-        lines.append([row for batch in micro for row in _rows(batch)])
+        lines.append([row for batch in micro for row in rows_of(batch)])
     share = 16 // ranks
     return [
         row
@@ -229,13 +214,13 @@ def test_evaluation_takes_each_picture_once_in_order(workers: int) -> None:
 def test_evaluation_is_cut_into_ranks_without_repeats() -> None:
     views = ViewSettings((16, 16), random=False)
     whole = [
-        row for batch in evaluation_batches(Painted(23), views, MASKS, 5) for row in _rows(batch)
+        row for batch in evaluation_batches(Painted(23), views, MASKS, 5) for row in rows_of(batch)
     ]
     parts = [
         row
         for rank in range(4)
         for batch in evaluation_batches(Painted(23), views, MASKS, 5, share=(rank, 4))
-        for row in _rows(batch)
+        for row in rows_of(batch)
     ]
     assert all(_same(*pair) for pair in zip(parts, whole, strict=True))
 
@@ -357,4 +342,4 @@ def test_real_pictures_are_the_same_for_any_number_of_workers(imagenette: Path) 
         for workers in (0, 2)
     ]
     for one, other in zip(*runs, strict=True):
-        assert _same(_tensors(one), _tensors(other))
+        assert _same(tensors_of(one), tensors_of(other))

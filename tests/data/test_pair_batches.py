@@ -1,7 +1,6 @@
 """Batches of pieces with masks obey the same law as batches of pictures."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.batch import ImageBatch, Travels
 from beit.data.augment import prepare
 from beit.data.bad_pictures import BadPictureLog
 from beit.data.decode import BadPicture
@@ -21,6 +19,7 @@ from beit.data.joint_views import JointViewSettings
 from beit.data.loader import LoaderSettings, pair_batches, whole_pairs
 from beit.data.pair_texts import Palette
 from beit.errors import UserError
+from data.batch_rows import rows_of
 from oracles.picture_zoo import scene
 
 VIEWS = JointViewSettings(size=(16, 16), short_side=20)
@@ -65,21 +64,6 @@ class Painted:
 SOURCE = Painted(37, bad=(3, 11), bad_masks=(8,))
 
 
-def _tensors(batch: Travels) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in vars(batch).values():
-        if isinstance(value, Travels):
-            found += _tensors(value)
-        elif isinstance(value, Tensor):
-            found.append(value)
-    return found
-
-
-def _rows(batch: ImageBatch) -> Iterator[list[Tensor]]:
-    assert batch.target is not None and batch.patch_view is not None
-    return ([tensor[row] for tensor in _tensors(batch)] for row in range(len(batch.index)))
-
-
 def _samples(steps: int, seen: int = 0, **cut: Any) -> list[list[Tensor]]:
     """The samples of some global batches, put together from all ranks and micro-steps."""
     settings = replace(LoaderSettings(batch_size=16, seed=5), **cut)
@@ -88,7 +72,7 @@ def _samples(steps: int, seen: int = 0, **cut: Any) -> list[list[Tensor]]:
     for rank in range(ranks):
         batches = pair_batches(SOURCE, VIEWS, replace(settings, rank=rank), seen)
         micro = itertools.islice(batches, steps * accumulation)
-        lines.append([row for batch in micro for row in _rows(batch)])
+        lines.append([row for batch in micro for row in rows_of(batch)])
     share = 16 // ranks
     return [
         row
@@ -143,7 +127,7 @@ def test_law_1_workers_that_are_spawned(reference: list[list[Tensor]]) -> None:
 
     copy = pickle.loads(pickle.dumps(SOURCE))
     batch = next(pair_batches(copy, VIEWS, LoaderSettings(16, seed=5), 0))
-    assert _same(list(_rows(batch)), reference[:16])
+    assert _same(list(rows_of(batch)), reference[:16])
 
 
 def test_a_batch_has_the_shapes_and_types_promised() -> None:
@@ -242,6 +226,6 @@ def test_camvid_is_the_same_for_any_number_of_workers(camvid: Path) -> None:
         next(pair_batches(source, views, LoaderSettings(4, workers=workers), 0))
         for workers in (0, 1)
     ]
-    assert _same(list(_rows(runs[0])), list(_rows(runs[1])))
+    assert _same(list(rows_of(runs[0])), list(rows_of(runs[1])))
     assert runs[0].target is not None
     assert set(runs[0].target.flatten().tolist()) <= {*range(11), 255}

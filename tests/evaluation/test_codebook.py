@@ -8,26 +8,13 @@ from torch.nn import functional
 from beit.errors import UserError
 from beit.evaluation.codebook import codebook_report, collapse_warning, hopeless
 from beit.objectives.evidence_bound import picture_log_density
-from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
-
-CONFIG = DiscreteVAEConfig(
-    image_size=(16, 24),
-    vocabulary=11,
-    encoder_widths=(8, 16),
-    encoder_blocks=(0, 1),
-    decoder_widths=(16,),
-    decoder_blocks=(1,),
-    embedding_width=8,
-    code_width=6,
-    cosine_scale=20.0,
-)
+from tokenizer.small_tokenizer import SMALL, small_tokenizer
 
 
 @pytest.fixture
 def model() -> DiscreteVAE:
-    torch.manual_seed(0)
-    return DiscreteVAE(CONFIG)
+    return small_tokenizer()
 
 
 def test_equals_the_obvious_derivation(model: DiscreteVAE) -> None:
@@ -66,7 +53,7 @@ def test_does_not_depend_on_the_batching(model: DiscreteVAE) -> None:
 
 
 def test_bound_of_a_sure_posterior_is_density_minus_log_vocabulary(model: DiscreteVAE) -> None:
-    sure = DiscreteVAE(replace(CONFIG, cosine_scale=1e6))
+    sure = DiscreteVAE(replace(SMALL, cosine_scale=1e6))
     sure.load_state_dict(model.state_dict())
     images = torch.rand(5, 3, 16, 24)
     report = codebook_report(sure, [images])

@@ -6,21 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
+from beit.tokenizer.config import dalle_config
 from beit.tokenizer.dvae import DiscreteVAE, map_pixels, unmap_pixels
 from beit.tokenizer.protocol import Tokenizer
+from tokenizer.small_tokenizer import SMALL
 
-SMALL = DiscreteVAEConfig(
-    image_size=(16, 24),
-    vocabulary=11,
-    encoder_widths=(8, 16),
-    encoder_blocks=(0, 1),
-    decoder_widths=(16,),
-    decoder_blocks=(1,),
-    embedding_width=8,
-    code_width=6,
-    cosine_scale=20.0,
-)
 VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "linear": {"head": "linear", "decoder_input": "separate"},

@@ -6,34 +6,21 @@ import pytest
 import torch
 
 from beit.errors import UserError
-from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.storage import fingerprint, load, save
-
-CONFIG = DiscreteVAEConfig(
-    image_size=(16, 24),
-    vocabulary=11,
-    encoder_widths=(8, 16),
-    encoder_blocks=(0, 1),
-    decoder_widths=(16,),
-    decoder_blocks=(1,),
-    embedding_width=8,
-    code_width=6,
-    cosine_scale=20.0,
-)
+from tokenizer.small_tokenizer import SMALL, small_tokenizer
 
 
 @pytest.fixture
 def model() -> DiscreteVAE:
-    torch.manual_seed(0)
-    return DiscreteVAE(CONFIG)
+    return small_tokenizer()
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"gaussian_variance": 0.02}, {"head": "linear", "decoder_input": "separate"}]
 )
 def test_round_trip(tmp_path: Path, changes: dict[str, object]) -> None:
-    model = DiscreteVAE(replace(CONFIG, **changes))  # type: ignore[arg-type]
+    model = DiscreteVAE(replace(SMALL, **changes))  # type: ignore[arg-type]
     save(model, tmp_path / "new" / "tokenizer")
     loaded = load(tmp_path / "new" / "tokenizer")
     assert loaded.config == model.config
@@ -62,7 +49,7 @@ def test_description_says_what_pre_training_needs(tmp_path: Path, model: Discret
 
 def test_fingerprint_sees_weights_and_configuration(model: DiscreteVAE) -> None:
     before = fingerprint(model)
-    other = DiscreteVAE(replace(CONFIG, cosine_scale=5.0))
+    other = DiscreteVAE(replace(SMALL, cosine_scale=5.0))
     other.load_state_dict(model.state_dict())
     assert fingerprint(other) != before
     with torch.no_grad():
@@ -109,7 +96,7 @@ def test_foreign_weights_are_refused(tmp_path: Path, model: DiscreteVAE) -> None
 def test_weights_of_another_shape_are_refused(tmp_path: Path, model: DiscreteVAE) -> None:
     save(model, tmp_path)
     description = (tmp_path / "config.json").read_text()
-    save(DiscreteVAE(replace(CONFIG, vocabulary=12)), tmp_path)
+    save(DiscreteVAE(replace(SMALL, vocabulary=12)), tmp_path)
     (tmp_path / "config.json").write_text(description)
     with pytest.raises(UserError, match="does not fit"):
         load(tmp_path)
@@ -119,7 +106,7 @@ def test_changed_weights_are_refused(tmp_path: Path, model: DiscreteVAE) -> None
     save(model, tmp_path)
     description = (tmp_path / "config.json").read_text()
     torch.manual_seed(1)
-    save(DiscreteVAE(CONFIG), tmp_path)
+    save(DiscreteVAE(SMALL), tmp_path)
     (tmp_path / "config.json").write_text(description)
     with pytest.raises(UserError, match="fingerprint"):
         load(tmp_path)
