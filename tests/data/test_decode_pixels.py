@@ -10,6 +10,7 @@ from PIL import Image
 
 from beit.data import decode as decoding
 from beit.data.decode import BadPicture, decode, decode_pixels
+from beit.data.jpeg import ordinary_size
 from oracles.picture_zoo import Specimen, bombs, scene, zoo
 
 SAVED: tuple[dict[str, object], ...] = (
@@ -66,8 +67,19 @@ def test_turned_photos_are_turned_alike(orientation: int) -> None:
     assert len(picture) == (61 if 5 <= orientation <= 8 else 47)
 
 
-def test_ordinary_files_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", SAVED, ids=str)
+def test_photos_are_not_decoded_by_pillow(
+    how: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = decode_pixels(_jpeg(**how))
     monkeypatch.setattr(decoding, "to_rgb", None)
+    if "keep_rgb" not in how:
+        assert torch.equal(decode_pixels(_jpeg(**how)), expected)
+
+
+def test_ordinary_files_are_not_even_opened_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ordinary_size(_jpeg()) == (47, 61)
+    monkeypatch.setattr(decoding, "_opened", None)
     pixels = decode_pixels(_jpeg())
     assert pixels.stride() == (1, 3 * 61, 3)  # as `make_views` wants it
 
@@ -88,6 +100,26 @@ def test_damaged_jpeg_is_read_or_refused_alike(capfd: pytest.CaptureFixture[str]
         refused += isinstance(picture, str)
     assert 60 < refused < 250
     capfd.readouterr()  # libjpeg tells what it mended
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"progressive": True}, {"exif": Image.Exif()}, {"icc_profile": b"x"}, {"keep_rgb": True}],
+)
+def test_what_is_not_ordinary_is_left_alone(how: dict[str, object]) -> None:
+    assert ordinary_size(_jpeg(**how)) is None
+
+
+def test_no_cut_header_has_a_size() -> None:
+    data = _jpeg()
+    begun = data.index(b"\xff\xda")  # of the scan
+    assert all(ordinary_size(data[:end]) is None for end in range(begun + 1))
+
+
+def test_a_size_above_the_limit_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_decoded_jpeg", None)
+    with pytest.raises(BadPicture, match="61 x 47 pixels, more than 2866"):
+        decode_pixels(_jpeg(), pixel_limit=61 * 47 - 1)
 
 
 def test_without_torchvisions_decoder_pillow_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

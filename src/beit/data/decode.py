@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 # TIFF and WebP are not among the formats Pillow registers by itself.
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from beit.data.jpeg import ordinary_size
+
 if TYPE_CHECKING:  # torch takes seconds to import, and looking at a folder needs none of it
     from torch import Tensor
 
@@ -106,12 +108,17 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
 def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> "Tensor":
     """What `decode` gives, as (3, H, W) uint8 in (H, W, 3) memory, which resizing likes best.
 
-    An ordinary JPEG is decoded straight into it by torchvision, by the same rules and in less time;
-    whatever torchvision refuses, and every other file, is Pillow's.
+    A JPEG is decoded straight into it by torchvision, by the same rules and in less time; whatever
+    torchvision refuses, and every other file, is Pillow's.
 
     Raises:
         BadPicture: The file is refused; the reason says why.
     """
+    size = ordinary_size(data)
+    if size is not None and size[0] * size[1] <= pixel_limit:
+        pixels = _decoded_jpeg(data)
+        if pixels is not None and pixels.shape == (3, *size):
+            return pixels
     with _opened(data, FORMATS, pixel_limit) as image:
         if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) not in _TURNS:
             pixels = _decoded_jpeg(data)
