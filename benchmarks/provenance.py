@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
+# What the benchmarks themselves write is no change of what is measured.
+CHANGED = ("diff", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs")
+
 
 def provenance() -> dict[str, Any]:
-    """Command, commit, day, machine and versions, for a record."""
+    """Command, commit (with a + where code was changed since), day, machine and versions."""
     script = Path(sys.argv[0]).name
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return {
         "command": " ".join(["python", f"benchmarks/{script}", *words]),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git(*CHANGED) else ""),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {
             "processor": _processor(),
