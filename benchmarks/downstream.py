@@ -71,6 +71,11 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("all", labels("all", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
         Trial("10%", labels("10%", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
     ],
+    # And the pre-trained ones with more fine-tuning than 400 steps.
+    "budget": [
+        Trial("all", labels("all", 2000), starts=FROM, seeds=(0,)),
+        Trial("10%", labels("10%", 2000), starts=FROM, seeds=(0,)),
+    ],
     "choices": [
         Trial("no layer decay", labels("10%", 400, tuning__layer_decay=1.0), starts=FROM),
         Trial("special token", labels("10%", 400, tuning__pool="special"), starts=FROM),
