@@ -1,6 +1,7 @@
 """Where and from what a number comes."""
 
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ CHANGED = ("diff", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results", ":(to
 def provenance() -> dict[str, Any]:
     """Command, commit (with a + where code was changed since), day, machine and versions."""
     script = Path(sys.argv[0]).name
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    # Of a path, alone or behind NAME=, the last part: the rest is the machine's own.
+    words = [re.sub(r"[^=]*/(?=[^/])", "", word) for word in sys.argv[1:]]
     return {
         "command": " ".join(["python", f"benchmarks/{script}", *words]),
         "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git(*CHANGED) else ""),
