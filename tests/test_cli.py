@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from beit.cli import main
-from beit.cli.training import _without_processes
+from beit.cli.devices import _without_processes
 from beit.data.watch import LoaderError
 from beit.engine import distribution
 from beit.engine.distribution import RankError

@@ -1,15 +1,15 @@
 """Commands that compute once what runs would compute again and again."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, SOURCES, Parser, add_command, flags
+from beit.cli.arguments import OVERRIDES, SOURCES, add_command, flags
+from beit.cli.devices import add_devices, launched
 from beit.errors import UserError
 
 
-def add_bank(commands: Any, add_devices: Callable[[Parser], None]) -> None:
+def add_bank(commands: Any) -> None:
     """Add `bank`."""
     text = "compute the visual tokens of a pre-training run once, to be used by many"
     bank = add_command(commands, "bank", text, _run_bank, epilog=OVERRIDES)
@@ -64,7 +64,6 @@ def _run_pack(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_bank(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.cli.training import launched
     from beit.recipes.named import pretrain_recipe
     from beit.recipes.overrides import apply_overrides
 

@@ -1,13 +1,11 @@
 """Commands that train."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 from beit.cli.arguments import OVERRIDES, PAIRS, SOURCES, Parser, add_command, flags
+from beit.cli.devices import add_devices, launched
 from beit.cli.preparing import add_bank
-from beit.errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -20,7 +18,7 @@ def add(commands: Any) -> None:
         help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
     )
     pretrain.add_argument("--bank", metavar="BANK", help="codes that `beit bank` computed before")
-    add_bank(commands, add_devices)
+    add_bank(commands)
 
     _fine_tuning(commands, "classify", "fine-tune a classifier", _run_classify)
     text = "fine-tune a segmenter: a class for each pixel"
@@ -56,41 +54,6 @@ def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES
     )
     add_devices(command)
     return command
-
-
-def add_devices(command: Parser) -> None:
-    """Add the options that say where to compute."""
-    command.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
-    many = command.add_mutually_exclusive_group()
-    many.add_argument("--gpus", type=int, metavar="N", help="one process on each of N GPUs")
-    many.add_argument("--processes", type=int, metavar="N", help="N processes on the CPU")
-
-
-def launched(options: argparse.Namespace) -> bool:
-    """Start the ranks when several are asked for; true in the parent, which has then waited."""
-    count = options.processes if options.gpus is None else options.gpus
-    if count is None:
-        return False
-    if options.device is not None:
-        raise UserError("--gpus and --processes choose the devices; leave --device away")
-    if count == 1:
-        return False
-    from beit.engine.distribution import launch
-
-    kind = "cpu" if options.gpus is None else "cuda"
-    rank = [sys.executable, "-m", "beit", *_without_processes(options.argv), "--device", kind]
-    launch(count, rank, kind)
-    return True
-
-
-def _without_processes(argv: Sequence[str]) -> list[str]:
-    kept, skip = [], False
-    for argument in argv:
-        if not skip and argument.partition("=")[0] not in ("--gpus", "--processes"):
-            kept.append(argument)
-            continue
-        skip = not skip and "=" not in argument
-    return kept
 
 
 def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import SOURCES, Parser, add_command
-from beit.cli.training import add_devices, launched
+from beit.cli.devices import add_devices, launched
 
 MODELS = (
     "a run of `beit classify` or `segment` (or its best), a model folder, other people's weights"

@@ -28,6 +28,7 @@ from beit.recipes.build import (
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.stage import RunRequest
+from beit.recipes.tokenizers import load_tokenizer
 from beit.recipes.unfinished import Progress, unfinished
 from beit.tokenizer import bank, storage
 from beit.tokenizer.bank import BankManifest, BankOrigin, BankWriter, TokenBank
@@ -65,7 +66,8 @@ def make_bank(
     device = choose_device(request.device)
     with process_group(device.type) as world:
         source = open_source(request.data, "train")
-        reader = token_reader(recipe, _tokenizer(tokenizer).to(device).requires_grad_(False).eval())
+        vae = load_tokenizer(Path(tokenizer)).to(device).requires_grad_(False).eval()
+        reader = token_reader(recipe, vae)
         manifest = manifest_of(recipe, reader.model, source, device)
         if not _is_there(request.out, manifest):
             _make(recipe, request, world, (source, reader, manifest), device)
@@ -199,12 +201,6 @@ def compare_codes(
 def _views(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> ViewSettings:
     grid = encoder_config_of(recipe.encoder).grid
     return view_settings(recipe.views, token_view=tokenizer.config.view_size(grid))
-
-
-def _tokenizer(spec: str | Path) -> DiscreteVAE:
-    from beit.recipes.train import load_tokenizer  # which itself reads banks
-
-    return load_tokenizer(Path(spec))
 
 
 def _is_there(out: Path, manifest: BankManifest) -> bool:

@@ -24,7 +24,7 @@ from beit.recipes.fine_tuning_report import classification_sections, segmentatio
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
-from beit.recipes.train import load_tokenizer
+from beit.recipes.tokenizers import load_tokenizer
 from beit.report.figures import curves
 from beit.report.metrics import latest
 from beit.report.page import Figure, RunReport, Section, write

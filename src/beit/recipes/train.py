@@ -1,6 +1,5 @@
 """The two stages, end to end: from pictures to a tokenizer, from both to a pre-trained model."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from beit.engine.protocol import Evaluation
 from beit.errors import UserError
 from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
-from beit.interop.dalle import read_dalle
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.banking import compare_codes, recipe_with_bank, refuse_other_bank
 from beit.recipes.build import (
@@ -28,8 +26,9 @@ from beit.recipes.build import (
     view_settings,
 )
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
-from beit.recipes.saved_models import load, save_masked_image_model
+from beit.recipes.saved_models import save_masked_image_model
 from beit.recipes.stage import RunRequest, Stage, open_stage
+from beit.recipes.tokenizers import load_tokenizer
 from beit.report.metrics import read_metrics
 from beit.tasks.pretrain import PretrainTask, VisualTokens
 from beit.tasks.tokenize import TokenizeTask
@@ -228,19 +227,6 @@ def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> Discret
     elif (own / "recipe.yaml").is_file():
         raise UserError(f"the run in {out} trains its own tokenizer; resume without --tokenizer")
     return tokenizer
-
-
-def load_tokenizer(folder: Path) -> DiscreteVAE:
-    """Load a tokenizer's folder, or DALL-E's `encoder.pkl`, and refuse anything else."""
-    if folder.suffix == ".pkl":
-        read = read_dalle(folder)
-        for note in read.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
-        return read.model
-    model = load(folder)
-    if not isinstance(model, DiscreteVAE):
-        raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
-    return model
 
 
 def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None:

@@ -1,0 +1,22 @@
+"""Reading a tokenizer that a run is given: ours, or DALL-E's."""
+
+import sys
+from pathlib import Path
+
+from beit.errors import UserError
+from beit.interop.dalle import read_dalle
+from beit.recipes.saved_models import load
+from beit.tokenizer.dvae import DiscreteVAE
+
+
+def load_tokenizer(folder: Path) -> DiscreteVAE:
+    """Load a tokenizer's folder, or DALL-E's `encoder.pkl`, and refuse anything else."""
+    if folder.suffix == ".pkl":
+        read = read_dalle(folder)
+        for note in read.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        return read.model
+    model = load(folder)
+    if not isinstance(model, DiscreteVAE):
+        raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
+    return model
