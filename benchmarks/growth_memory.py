@@ -9,17 +9,14 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import beit
 from beit.batch import Masks
-from beit.nn import attention
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PRESETS
 from beit.objectives.masked import masked_token_loss
@@ -34,32 +31,29 @@ def memory(options: argparse.Namespace) -> Path:
     """Measure some sizes and write the record."""
     device = choose_device(options.device)
     sizes = options.sizes or ["base", "large"]
-    rows = [row for size in sizes for preset in PRESETS for row in _rows(size, preset, device)]
+    rows = [_row(size, preset, device) for size in sizes for preset in PRESETS]
     return record(f"growth-memory-{device.type}", rows, options.results)
 
 
-def _rows(size: str, preset: str, device: torch.device) -> Iterator[dict[str, Any]]:
+def _row(size: str, preset: str, device: torch.device) -> dict[str, Any]:
     recipe = beit.recipe(size, {"encoder.preset": preset})
     model = masked_image_model(recipe, VOCABULARY).to(device).train()
     config = encoder_config_of(recipe.encoder)
-    for kernel in ("fused", "written out") if device.type == "cpu" else ("fused",):
-        with _attention(kernel):
-            saved = saved_a_picture(model, device)
-        total = sum(saved.values()) / 1e6
-        row = {
-            "size": size,
-            "preset": preset,
-            "attention": kernel,
-            "megabytes a picture": round(total, 2),
-            "limit": LIMITS.get(size),
-            "of the limit": round(total / LIMITS[size], 3) if size in LIMITS else None,
-            "tokens": config.patches + 1,
-            "by operation": {name: round(count / 1e6, 2) for name, count in saved.most_common()},
-        }
-        if device.type == "cuda":
-            row["megabytes a picture at the peak"] = _peak(model, device)
-        print(json.dumps(row, indent=1), flush=True)
-        yield row
+    saved = saved_a_picture(model, device)
+    total = sum(saved.values()) / 1e6
+    row = {
+        "size": size,
+        "preset": preset,
+        "megabytes a picture": round(total, 2),
+        "limit": LIMITS.get(size),
+        "of the limit": round(total / LIMITS[size], 3) if size in LIMITS else None,
+        "tokens": config.patches + 1,
+        "by operation": {name: round(count / 1e6, 2) for name, count in saved.most_common()},
+    }
+    if device.type == "cuda":
+        row["megabytes a picture at the peak"] = _peak(model, device)
+    print(json.dumps(row, indent=1), flush=True)
+    return row
 
 
 def saved_a_picture(model: MaskedImageModel, device: torch.device) -> Counter[str]:
@@ -121,26 +115,6 @@ def _saved(node: Any) -> Iterator[Tensor]:
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(one, Tensor):
                 yield one
-
-
-@contextmanager
-def _attention(kernel: str) -> Iterator[None]:
-    """Let a CPU keep what CUDA's kernels keep: no scores.
-
-    A CPU has such a kernel only for a bias that does not learn; the bias is one for all pictures.
-    """
-    ours = attention.attend
-
-    def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        bias = None if bias is None else bias.detach().to(query.dtype).unsqueeze(0)
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-
-    try:
-        if kernel == "fused" and not torch.cuda.is_available():
-            attention.attend = fused
-        yield
-    finally:
-        attention.attend = ours
 
 
 def _peak(model: MaskedImageModel, device: torch.device) -> float:

@@ -155,12 +155,12 @@ def batch(rows: list[Row]) -> Table:
 
 def memory(rows: list[Row]) -> Table:
     """What autograd keeps of a picture."""
-    header = ["size", "preset", "attention", "MB a picture", "of the figure counted"]
+    header = ["size", "preset", "MB a picture", "of the figure counted"]
     return Table(
         header,
         [
             [
-                *(row["size"], row["preset"], row["attention"]),
+                *(row["size"], row["preset"]),
                 f"{row['megabytes a picture']:.1f}",
                 f"{row['of the limit']:.2f}",
             ]

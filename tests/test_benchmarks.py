@@ -50,7 +50,7 @@ def test_steps_are_compared_with_their_peers(
 
 def test_ideas_change_no_gradient(tmp_path: Path) -> None:
     rows = recorded("ideas.py", SMALL, tmp_path)["rows"]
-    assert len(rows) == 8 and all(row["predicted"] for row in rows)
+    assert len(rows) == 10 and all(row["predicted"] for row in rows)
     assert all(row.get("gradients apart", 0) < 1e-5 for row in rows)
 
 
@@ -85,8 +85,8 @@ def test_the_growth_of_a_step_is_measured(tmp_path: Path) -> None:
 def test_the_growth_of_memory_is_counted(tmp_path: Path) -> None:
     words = ["memory", "--sizes", "digits", "--device", "cpu"]
     rows = recorded("growth.py", words, tmp_path)["rows"]
-    kept = {(row["preset"], row["attention"]): row["megabytes a picture"] for row in rows}
-    assert 0 < kept["paper", "fused"] < kept["paper", "written out"]
+    kept = {row["preset"]: row["megabytes a picture"] for row in rows}
+    assert kept["paper"] == pytest.approx(kept["plus"], rel=0.05)  # neither scores nor LayerScale
 
 
 def test_the_memory_of_loaders_is_sampled(tmp_path: Path) -> None:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from beit.nn.attention import Attention, _aligned, attend, attention_probabilities
+from beit.nn.attention import (
+    Attention,
+    RecomputedAttention,
+    _aligned,
+    attend,
+    attention_probabilities,
+    scaled_linear,
+)
 from oracles.oracle_attention import slow_attention
 
 
@@ -58,11 +65,49 @@ def test_a_bias_on_the_keys_would_change_nothing() -> None:
     torch.testing.assert_close(attend(query, shifted, value, bias), attend(query, key, value, bias))
 
 
-def test_bias_receives_a_gradient() -> None:
-    query, key, value, bias = _inputs(2, 2, 4, 3)
-    bias.requires_grad_()
-    attend(query, key, value, bias).square().sum().backward()  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize("biased", [False, True])
+def test_recomputed_attention_has_the_gradients_of_autograd(biased: bool) -> None:
+    given = [tensor.double().requires_grad_() for tensor in _inputs(2, 3, 7, 4)]
+    query, key, value, bias = given if biased else (*given[:3], None)
+    weight = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    written_out = attention_probabilities(query, key, bias) @ value
+    mixed = RecomputedAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
+    assert torch.equal(mixed, written_out)
+    wanted = given if biased else given[:3]
+    expected = torch.autograd.grad((written_out * weight).sum(), wanted)
+    torch.testing.assert_close(torch.autograd.grad((mixed * weight).sum(), wanted), expected)
+
+
+def test_a_learned_bias_makes_nothing_large_to_be_kept() -> None:
+    tokens, attention = torch.randn(2, 40, 12), Attention(width=12, heads=3)
+    bias, kept = torch.randn(3, 40, 40, requires_grad=True), []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = attention(tokens, bias)
+    assert torch.Size((2, 3, 40, 40)) not in kept and bias.shape in kept
+    output.square().sum().backward()
     assert bias.grad is not None and bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_factors_of_a_linear_layer_are_those_of_its_results(half: bool) -> None:
+    values, scale = torch.randn(5, 4, 6), torch.randn(3, requires_grad=True)
+    linear = torch.nn.Linear(6, 3)
+    weight = torch.randn(5, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        results = [scaled_linear(values, linear, scale), linear(values) * scale]
+    close = {"rtol": 0.05, "atol": 0.05} if half else {}
+    torch.testing.assert_close(results[0].float(), results[1].float(), **close)
+    ours, theirs = (
+        torch.autograd.grad((result.float() * weight).sum(), (scale, *linear.parameters()))
+        for result in results
+    )
+    close = {"rtol": 0.05, "atol": 0.2} if half else {}
+    torch.testing.assert_close(ours, theirs, **close)
 
 
 @pytest.mark.parametrize("tokens", [5, 8, 197])

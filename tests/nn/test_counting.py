@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit.nn import attention
 from beit.nn.counting import count_activations, count_flops, count_work
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import ClassifierHead, MaskedTokenHead
@@ -69,32 +68,22 @@ def saved_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """What a GPU's kernel keeps; on a CPU only without a bias."""
-    assert bias is None
-    return functional.scaled_dot_product_attention(query, key, value)
-
-
-KINDS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
-    "fused bfloat16": (True, True, {}),
-    "fused float32": (False, True, {}),
-    "written out bfloat16": (True, False, {}),
-    "written out bfloat16 with a bias": (True, False, {"relative_positions": "shared"}),
-    "LayerScale": (True, True, {"layer_scale": 0.1}),
-    "dropout": (True, True, {"dropout": 0.1}),
-    "checkpointing": (True, True, {"checkpointing": True, "depth": 6}),
+KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "bfloat16": (True, {}),
+    "float32, torch's kernel": (False, {}),
+    "bfloat16 with a bias": (True, {"relative_positions": "shared"}),
+    "float32 with a bias": (False, {"relative_positions": "shared"}),
+    "LayerScale": (True, {"layer_scale": 0.1}),
+    "dropout": (True, {"dropout": 0.1}),
+    "checkpointing": (True, {"checkpointing": True, "depth": 6}),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("places", [20, None])
-def test_activations_are_what_autograd_keeps(
-    kind: str, places: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half, fused, changes = KINDS[kind]
+def test_activations_are_what_autograd_keeps(kind: str, places: int | None) -> None:
+    half, changes = KINDS[kind]
     config = replace(EncoderConfig((80, 80), (8, 8), 96, 3, 4, drop_path=0.1), **changes)
-    if fused:
-        monkeypatch.setattr(attention, "attend", fused_attention)
     encoder = Encoder(config)
     head = ClassifierHead(96, 50) if places is None else MaskedTokenHead(96, 50)
     model = nn.ModuleList((encoder, head))
@@ -110,7 +99,7 @@ def test_activations_are_what_autograd_keeps(
     if config.checkpointing:  # what is recomputed comes on top, a block at a time
         block = replace(config, checkpointing=False, depth=1)
         found += count_activations(block, None, 1, half=half) - 100 * 192 * (2 if half else 4)
-    counted = count_activations(config, places, 50, half=half, fused=fused)
+    counted = count_activations(config, places, 50, half=half)
     assert counted == pytest.approx(found, rel=0.05)
 
 

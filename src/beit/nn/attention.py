@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 
@@ -22,29 +25,79 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     """
     query = query * query.shape[-1] ** -0.5
     scores = query @ key.transpose(-2, -1)
-    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
+    if bias is not None:
+        scores += bias.to(scores.dtype)
+    return scores.softmax(dim=-1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Mix the values by attention: (B, H, T, d); arguments as in `attention_probabilities`.
 
-    The one place where the kernel is chosen. On a CPU in bfloat16 the written-out form is clearly
-    faster than torch's kernel, forward and backward, with a bias and without; everywhere else
-    torch's kernel keeps the scores out of memory.
+    The one place where the kernel is chosen. torch's kernels for a CPU are slower than the products
+    written out where there is a bias, which they cannot learn, or where numbers are bfloat16.
+    Nowhere are the scores kept for the backward pass.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        return attention_probabilities(query, key, bias).to(value.dtype) @ value
     if bias is not None:
-        bias = (
-            _aligned(bias.to(query.dtype)) if query.device.type == "cuda" else bias.to(query.dtype)
-        )
+        bias = bias.to(query.dtype)
+    # An exported graph may go to another device: it names torch's kernel.
+    on_cpu = query.device.type == "cpu" and not torch.compiler.is_exporting()
+    if on_cpu and (bias is not None or query.dtype == torch.bfloat16):
+        mixed: Tensor = RecomputedAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
+        return mixed
+    if bias is not None and query.device.type == "cuda":
+        bias = _aligned(bias)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+class RecomputedAttention(torch.autograd.Function):
+    """Attention by products written out, whose probabilities are computed again going back.
+
+    Autograd would keep (B, H, T, T) probabilities: a sixth of a base model's memory. Computing
+    them twice is one product in six more, of a part that is a twentieth of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Mix the values; arguments as in `attend`, all of one type."""
+        ctx.save_for_backward(query, key, value, bias)
+        with torch.autocast(query.device.type, enabled=False):  # as it is in `backward`
+            return attention_probabilities(query, key, bias) @ value
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The gradients of query, key, value and bias."""
+        query, key, value, bias = ctx.saved_tensors
+        # Strided views of one projection: each product would copy them anew.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        probabilities = attention_probabilities(query, key, bias)
+        of_value = probabilities.transpose(-2, -1) @ gradient
+        of_scores = torch._softmax_backward_data(
+            gradient @ value.transpose(-2, -1), probabilities, -1, probabilities.dtype
+        )
+        of_bias = of_scores.sum(0) if ctx.needs_input_grad[3] else None
+        of_scores *= query.shape[-1] ** -0.5
+        return of_scores @ key, of_scores.transpose(-2, -1) @ query, of_value, of_bias
 
 
 def _aligned(bias: Tensor) -> Tensor:
     """The same bias in rows of a multiple of 8 numbers, as CUDA's memory-efficient kernel wants."""
     tokens = bias.shape[-1]
     return functional.pad(bias, (0, -tokens % 8))[..., :tokens]
+
+
+def scaled_linear(values: Tensor, linear: nn.Linear, scale: Tensor | None) -> Tensor:
+    """The layer's result times a factor a feature: (..., D) to (..., D'); `scale` is (D',) or None.
+
+    The factors multiply the weights instead of the result. That is the same, and spares a pass over
+    the result and keeping it for the gradient of the factors.
+    """
+    if scale is None:
+        return linear(values)  # type: ignore[no-any-return]
+    weight, bias = scale.unsqueeze(1) * linear.weight, scale * linear.bias
+    return functional.linear(values, weight, bias)
 
 
 class Attention(nn.Module):
@@ -62,10 +115,21 @@ class Attention(nn.Module):
         self.value_bias = nn.Parameter(torch.zeros(width))
         self.output = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attend: (B, T, D) tokens and an optional (H, T, T) bias to (B, T, D)."""
+    def forward(
+        self, tokens: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, T, D).
+            bias: (H, T, T) added to the scores.
+            scale: (D,) factors on the features of the result (LayerScale).
+
+        Returns:
+            (B, T, D).
+        """
         mixed: Tensor = attend(*self._project(tokens), bias)  # (B, H, T, d)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return scaled_linear(mixed.transpose(1, 2).flatten(2), self.output, scale)
 
     def probabilities(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention maps of the same projection: (B, H, T, T)."""

@@ -62,13 +62,14 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_activations(
-    config: EncoderConfig, head_places: int | None, outputs: int, *, half: bool, fused: bool = True
+    config: EncoderConfig, head_places: int | None, outputs: int, *, half: bool
 ) -> int:
     """Bytes a picture that the forward pass keeps for the backward pass.
 
     What autograd saves: the inputs of norms (float32 always: the residual stream is not autocast),
     those of linear layers and of GELU, queries, keys, values and what attention made of them, and
-    the float32 log-probabilities of the loss.
+    the float32 log-probabilities of the loss. No attention keeps its scores (see `attend`), and
+    LayerScale keeps nothing (see `scaled_linear`).
 
     Args:
         config: The encoder; with `checkpointing` a block keeps its input and one is recomputed.
@@ -76,15 +77,12 @@ def count_activations(
             classifier: all of them, and their mean for the head.
         outputs: Of the head, a place.
         half: Whether products are computed in bfloat16.
-        fused: Whether the attention kernel keeps its scores to itself (see `attend`).
     """
     tokens, width = config.patches + 1, config.width
     product = 2 if half else 4  # bytes of a number that is multiplied
-    scaled = product if config.layer_scale is not None else 0
-    dropped = 2 * product if config.dropout else 0  # on a CPU; a GPU keeps less
-    scores = 4 * config.heads if fused else product * config.heads * tokens
-    attention = tokens * ((4 + 5 * product + scaled) * width + scores)
-    mlp = (4 + product + scaled + dropped) * width + 2 * product * config.hidden  # a place
+    dropped = product if config.dropout else 0  # on a CPU; a GPU keeps less
+    attention = tokens * ((4 + 5 * product) * width + 4 * config.heads)
+    mlp = (4 + product + dropped) * width + 2 * product * config.hidden  # a place
     read = tokens if head_places is None else head_places
     head = read if head_places is not None else 1
     patches = product * config.patches * config.patch_values

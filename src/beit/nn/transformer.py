@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from beit.nn.attention import Attention
+from beit.nn.attention import Attention, scaled_linear
 from beit.nn.config import EncoderConfig
 from beit.nn.position import relative_table_rows
 
@@ -24,10 +24,10 @@ class Mlp(nn.Module):
         self.contract = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D), each feature times its (D,) scale, if any."""
         hidden = functional.gelu(self.expand(tokens))
-        return self.dropout(self.contract(hidden))  # type: ignore[no-any-return]
+        return self.dropout(scaled_linear(hidden, self.contract, scale))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -71,26 +71,20 @@ class Block(nn.Module):
         Returns:
             (B, T, D), or (B, R, D) at the places read.
         """
-        attended = self.attention(self.attention_norm(tokens), bias)
-        tokens = tokens + _scaled(attended, self.attention_scale, branch_scales, 0)
+        attended = self.attention(self.attention_norm(tokens), bias, self.attention_scale)
+        tokens = tokens + _kept(attended, branch_scales, 0)
         if read is not None:
             tokens = tokens.gather(1, read.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
-        transformed = self.mlp(self.mlp_norm(tokens))
-        return tokens + _scaled(transformed, self.mlp_scale, branch_scales, 1)
+        transformed = self.mlp(self.mlp_norm(tokens), self.mlp_scale)
+        return tokens + _kept(transformed, branch_scales, 1)
 
     def attention_maps(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention probabilities (B, H, T, T) this block uses on the tokens."""
         return self.attention.probabilities(self.attention_norm(tokens), bias)
 
 
-def _scaled(
-    branch: Tensor, factor: Tensor | None, branch_scales: Tensor | None, column: int
-) -> Tensor:
-    if factor is not None:
-        branch = branch * factor
-    if branch_scales is not None:
-        branch = branch * branch_scales[:, column, None, None]
-    return branch
+def _kept(branch: Tensor, branch_scales: Tensor | None, column: int) -> Tensor:
+    return branch if branch_scales is None else branch * branch_scales[:, column, None, None]
 
 
 def drop_path_rates(drop_path: float, depth: int) -> Tensor:

@@ -44,14 +44,13 @@ def memory(
     """
     half = precision == "bfloat16"
     config = encoder_config_of(recipe.encoder)
-    fused = machine.fused or (not half and config.relative_positions == "none")
     model = _model(recipe, classes)
     parameters = count_parameters(model)
     if isinstance(recipe, PretrainRecipe):
         places, outputs = mask_plan(recipe).capacity, outputs_of(recipe)
-        a_picture = count_activations(config, places, outputs, half=half, fused=fused)
+        a_picture = count_activations(config, places, outputs, half=half)
     else:
-        a_picture = count_activations(config, None, classes, half=half, fused=fused)
+        a_picture = count_activations(config, None, classes, half=half)
     weights, working = _tokenizer(recipe)
     fixed = {
         "state": STATE * parameters,

@@ -23,7 +23,6 @@ class Machine:
         rates: FLOP/s of a large matrix product, by precision.
         source: Where the figures are from, in a phrase.
         memory: Bytes; None where it is not known.
-        fused: Whether attention keeps its scores out of memory there.
         share: Of the rate, that a training step is assumed to reach; None where steps are timed.
     """
 
@@ -31,7 +30,6 @@ class Machine:
     rates: Mapping[Precision, float]
     source: str
     memory: float | None = None
-    fused: bool = True
     share: float | None = SHARE
 
     def rate(self, precision: Precision) -> float:
@@ -65,7 +63,6 @@ MACHINES: dict[str, Machine] = {
         "two-cores",
         {"bfloat16": 330e9, "float32": 170e9},
         "measured matrix product on two cores of a server with AVX512-bf16",
-        fused=False,
     ),
 }
 
@@ -115,4 +112,4 @@ def this_machine(device: torch.device, rates: Mapping[Precision, float]) -> Mach
         threads = torch.get_num_threads()
         name = f"this CPU ({threads} {'thread' if threads == 1 else 'threads'})"
         memory = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
-    return Machine(name, rates, "measured", memory, device.type == "cuda", None)
+    return Machine(name, rates, "measured", memory, None)
