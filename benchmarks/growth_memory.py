@@ -39,11 +39,13 @@ def memory(options: argparse.Namespace) -> Path:
 
 def _row(size: str, preset: str, device: torch.device) -> dict[str, Any]:
     recipe = beit.recipe(size, {"encoder.preset": preset})
-    model = masked_image_model(recipe, VOCABULARY).to(device).train()
+    real = device.type == "cuda"
+    with torch.device(device if real else "meta"):
+        model = masked_image_model(recipe, VOCABULARY).train()
+    model = model if real else model.to_empty(device=device)
     config = encoder_config_of(recipe.encoder)
-    # Bytes are counted, numbers are not looked at: on a CPU nothing has to be computed for that.
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake if device.type == "cpu" else nullcontext():
+    # Bytes are counted, numbers are not looked at: on a CPU none is computed.
+    with nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True):
         saved = saved_a_picture(model, device)
     total = sum(saved.values()) / 1e6
     row = {
@@ -55,7 +57,7 @@ def _row(size: str, preset: str, device: torch.device) -> dict[str, Any]:
         "tokens": config.patches + 1,
         "by operation": {name: round(count / 1e6, 2) for name, count in saved.most_common()},
     }
-    if device.type == "cuda":
+    if real:
         row["megabytes a picture at the peak"] = _peak(model, device)
     print(json.dumps(row, indent=1), flush=True)
     return row
@@ -88,9 +90,7 @@ def _loss(model: MaskedImageModel, pictures: int, device: torch.device) -> Tenso
 
 def saved_bytes(loss: Tensor, model: nn.Module) -> Counter[str]:
     """Bytes that the graph behind a loss keeps, by the operation that first wants them."""
-    seen = {
-        tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())
-    }
+    seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     found: Counter[str] = Counter()
     for node in _nodes(loss):
         for tensor in _saved(node):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import beit
+from beit.recipes.build import choose_precision
 from growth_sets import linked_folder
-from harness import record, times_faster
+from harness import CPU, record, times_faster
 
 SECONDS = 10.0  # of each measurement, warm-up not counted
 WARM_UP = 3  # steps
@@ -25,7 +26,7 @@ ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a thread a process
 PRODUCT = """
 import sys, time, torch
 torch.set_num_threads(1)
-one = torch.randn(1024, 1024).to(torch.bfloat16)
+one = torch.randn(1024, 1024).to(getattr(torch, sys.argv[2]))
 calls, began = 0, time.monotonic()
 while (seconds := time.monotonic() - began) < float(sys.argv[1]):
     one @ one
@@ -86,7 +87,7 @@ def _row(
 
 def _products(number: int) -> float:
     """Matrix products a second of some processes together."""
-    words = [sys.executable, "-c", PRODUCT, "3"]
+    words = [sys.executable, "-c", PRODUCT, "3", choose_precision("auto", CPU)]
     running = [
         subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | ALONE)
         for _ in range(number)

@@ -8,6 +8,7 @@ the more obvious road. The predictions were written down before anything was tim
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from beit.recipes.calibration import Call
 from beit.tokenizer.reading import TokenReader
 from harness import interleaved, record, times_faster
 from reference_model import ReferenceTokenizer
-from step import Setting, drawn_batch, half, settings_of, with_settings
+from step import Setting, drawn_batch, fast_reading, settings_of, with_settings
 
 PREDICTED = {  # ratio of step times, without / with
     "head on the listed places alone": "1.05",
@@ -85,6 +86,12 @@ def _picked(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
+READINGS = (  # each gains over the one before
+    "tokenizer: channels last",
+    "tokenizer: half precision, weights cast once",
+    "tokenizer: output layer at listed places",
+)
+
 ROADS: list[tuple[str, type[MaskedImageModel], type[Encoder]]] = [
     ("head on the listed places alone", HeadEverywhere, Encoder),
     ("last block's MLP at the listed places alone", WholeLastBlock, Encoder),
@@ -95,11 +102,18 @@ ROADS: list[tuple[str, type[MaskedImageModel], type[Encoder]]] = [
 def main() -> None:
     """Time every idea and write the record."""
     parser = with_settings(__doc__)
+    parser.add_argument("--only", nargs="+", metavar="PART", help="ideas with this in their name")
     options = parser.parse_args()
+
+    def wanted(name: str) -> bool:
+        parts = options.only or [""]
+        skipped = options.eager and "compiled" in name
+        return not skipped and any(part in name for part in parts)
+
     rows = []
     for setting in settings_of(options):
-        rows += _Ideas(setting).measured(compiled=not options.eager)
-        name = f"ideas-{setting.device.type}"
+        rows += _Ideas(setting).measured(wanted)
+        name = f"ideas-{setting.where}"
         print(record(name, rows, options.results, precision=setting.precision))
 
 
@@ -159,26 +173,39 @@ class _Ideas:
         """Assert equal losses and gradients; return how far apart the latter are, relatively."""
         return _apart(self.gradients(self.model), self.gradients(other))
 
-    def measured(self, *, compiled: bool) -> list[dict[str, Any]]:
-        """Every idea's row."""
-        rows = []
-        for name, kind, encoder in ROADS:
-            other = self.like(kind, encoder)  # copied now: the rows before have trained the model
-            rows.append(self.row(name, self.step(other), self.same(other)))
-        rows.append(
-            self.row("fused AdamW", self.step(self.like(MaskedImageModel), fused=False), 0.0)
-        )
+    def measured(self, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+        """The rows of the ideas that are wanted by name."""
+        makers: dict[str, Callable[[str], dict[str, Any]]] = {
+            **{name: partial(self.road, kinds) for name, *kinds in ROADS},
+            "fused AdamW": self.fused,
+            **{name: partial(self.way, where, what) for name, where, what in WAYS},
+            "whole model compiled": self.compiled,
+        }
+        rows = [make(name) for name, make in makers.items() if wanted(name)]
+        readings = self.tokenizers() if any(map(wanted, READINGS)) else []
+        return rows + readings
+
+    def road(self, kinds: Sequence[Any], name: str) -> dict[str, Any]:
+        """Another forward pass."""
+        other = self.like(*kinds)  # copied now: the rows before have trained the model
+        return self.row(name, self.step(other), self.same(other))
+
+    def way(self, where: str, function: Callable[..., Tensor], name: str) -> dict[str, Any]:
+        """Another function in the model."""
         own = self.gradients(self.model)
-        for name, replaced_name, function in WAYS:
-            with replaced(replaced_name, function):
-                apart = _apart(own, self.gradients(self.model))
-            rows.append(self.row(name, self.another_way(replaced_name, function), apart))
-        if compiled:
-            twin = self.like(MaskedImageModel)
-            twin.compile()
-            name = "whole model compiled"
-            rows.append(self.row(name, self.step(self.model), self.same(twin), self.step(twin)))
-        return rows + self.tokenizers()
+        with replaced(where, function):
+            apart = _apart(own, self.gradients(self.model))
+        return self.row(name, self.another_way(where, function), apart)
+
+    def fused(self, name: str) -> dict[str, Any]:
+        """The optimiser's loop over parameters in Python."""
+        return self.row(name, self.step(self.like(MaskedImageModel), fused=False), 0.0)
+
+    def compiled(self, name: str) -> dict[str, Any]:
+        """The model compiled."""
+        twin = self.like(MaskedImageModel)
+        twin.compile()
+        return self.row(name, self.step(self.model), self.same(twin), self.step(twin))
 
     def another_way(self, name: str, function: Callable[..., Tensor]) -> Call:
         """The step with another function in the place of one of the model's."""
@@ -194,13 +221,13 @@ class _Ideas:
         """The tokenizer alone: what its ways of computing gain over the way before."""
         view, masks = self.ready.token_view, self.ready.masks
         assert view is not None and masks is not None
-        exact, cheap = TokenReader(self.vae), TokenReader(self.vae, half(self.setting.device))
+        exact, cheap = TokenReader(self.vae), TokenReader(self.vae, fast_reading(self.setting))
         plain = ReferenceTokenizer(self.vae)
         ways: dict[str, Callable[[], Tensor]] = {
             "": lambda: plain.codes(view),
-            "tokenizer: channels last": lambda: exact.codes(view),
-            "tokenizer: half precision, weights cast once": lambda: cheap.codes(view),
-            "tokenizer: output layer at listed places": lambda: cheap.codes_at(view, masks.index),
+            READINGS[0]: lambda: exact.codes(view),
+            READINGS[1]: lambda: cheap.codes(view),
+            READINGS[2]: lambda: cheap.codes_at(view, masks.index),
         }
         names = list(ways)
         seconds = interleaved(ways, rounds=self.setting.rounds, device=self.setting.device)

@@ -22,7 +22,7 @@ from beit.tasks.pretrain import VisualTokens
 from beit.tokenizer.reading import TokenReader
 from harness import RESULTS, record
 from performance_tables import PAGE
-from step import Setting, drawn_batch, half, own_step, settings_of, with_settings
+from step import Setting, drawn_batch, fast_reading, own_step, settings_of, with_settings
 
 # What an operation belongs to, by a part of its name; the first that fits. The rest is "other".
 KINDS = {
@@ -43,10 +43,10 @@ def main() -> None:
     rows = []
     for setting in settings_of(options):
         rows.append(profiled(setting))
-        device = setting.device.type
-        print(record(f"profile-{device}", rows, options.results, precision=setting.precision))
+        where = setting.where
+        print(record(f"profile-{where}", rows, options.results, precision=setting.precision))
     folder = PAGE.parent if options.results == RESULTS else options.results
-    (folder / f"step-profile-{device}.png").write_bytes(drawn(rows[-1]))
+    (folder / f"step-profile-{where}.png").write_bytes(drawn(rows[-1]))
 
 
 def profiled(setting: Setting) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def profiled(setting: Setting) -> dict[str, Any]:
     head = MaskedTokenHead(config.width, vae.vocabulary)
     model = MaskedImageModel(Encoder(config), head).to(setting.device)
     batch = drawn_batch(setting, config, vae.image_size)
-    target = VisualTokens(TokenReader(vae, half(setting.device)), listed_only=True)
+    target = VisualTokens(TokenReader(vae, fast_reading(setting)), listed_only=True)
     step = own_step(model, target, batch, setting)
     for _ in range(2):
         step()

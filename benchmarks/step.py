@@ -74,6 +74,12 @@ class Setting(NamedTuple):
     pixels: int  # a side of the encoder's view
     eager: bool = False  # leave out what is compiled
 
+    @property
+    def where(self) -> str:
+        """What a record is called after: a CPU without bfloat16 is another machine."""
+        slow = self.device.type == "cpu" and self.precision == "float32"
+        return f"{self.device.type}{'-float32' if slow else ''}"
+
     def encoder(self, **changes: Any) -> EncoderConfig:
         """The encoder's shape, of the `plus` preset."""
         return encoder_config(self.size, "plus", (self.pixels,) * 2, (16, 16), **changes)
@@ -115,7 +121,7 @@ def main() -> None:
         rows = []
         for setting in settings:
             rows.append(COMPARISONS[what](setting))
-            name = f"step-{what}-{setting.device.type}"
+            name = f"step-{what}-{setting.where}"
             print(record(name, rows, options.results, precision=setting.precision))
 
 
@@ -140,7 +146,7 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
     batch = drawn_batch(setting, config, vae.image_size)
     ready = prepare(batch)
     assert ready.patch_view is not None and ready.token_view is not None and ready.masks is not None
-    exact, cheap = TokenReader(vae), TokenReader(vae, half(device))
+    exact, cheap = TokenReader(vae), TokenReader(vae, fast_reading(setting))
     codes = exact.codes(ready.token_view)
     theirs = ReferenceTokenizer(vae)
     equal = {
@@ -346,9 +352,9 @@ def drawn_batch(
     return random_batch(Shape(views, masks, **more), setting.batch, setting.device)
 
 
-def half(device: torch.device) -> Literal["bfloat16", "float16"]:
-    """The half precision that the device multiplies fast."""
-    return "float16" if device.type == "cuda" else "bfloat16"
+def fast_reading(setting: Setting) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision in which the device reads tokens fastest."""
+    return "float16" if setting.device.type == "cuda" else setting.precision
 
 
 COMPARISONS = {"live": live_steps, "given": given_steps, "classifier": classifier_steps}
