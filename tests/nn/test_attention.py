@@ -68,7 +68,8 @@ def test_a_bias_on_the_keys_would_change_nothing() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_recomputed_attention_has_the_gradients_of_autograd(biased: bool) -> None:
     given = [tensor.double().requires_grad_() for tensor in _inputs(2, 3, 7, 4)]
-    query, key, value, bias = given if biased else (*given[:3], None)
+    query, key, value = given[:3]
+    bias = given[3] if biased else None
     weight = torch.randn(2, 3, 7, 4, dtype=torch.float64)
     written_out = attention_probabilities(query, key, bias) @ value
     mixed = RecomputedAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
@@ -100,14 +101,13 @@ def test_factors_of_a_linear_layer_are_those_of_its_results(half: bool) -> None:
     weight = torch.randn(5, 4, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         results = [scaled_linear(values, linear, scale), linear(values) * scale]
-    close = {"rtol": 0.05, "atol": 0.05} if half else {}
-    torch.testing.assert_close(results[0].float(), results[1].float(), **close)
+    rtol = 0.05 if half else 1e-5
+    torch.testing.assert_close(results[0].float(), results[1].float(), rtol=rtol, atol=rtol)
     ours, theirs = (
         torch.autograd.grad((result.float() * weight).sum(), (scale, *linear.parameters()))
         for result in results
     )
-    close = {"rtol": 0.05, "atol": 0.2} if half else {}
-    torch.testing.assert_close(ours, theirs, **close)
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=4 * rtol)
 
 
 @pytest.mark.parametrize("tokens", [5, 8, 197])

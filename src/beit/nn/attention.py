@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -58,7 +58,7 @@ class RecomputedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Mix the values; arguments as in `attend`, all of one type."""
         ctx.save_for_backward(query, key, value, bias)
@@ -66,7 +66,7 @@ class RecomputedAttention(torch.autograd.Function):
             return attention_probabilities(query, key, bias) @ value
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The gradients of query, key, value and bias."""
         query, key, value, bias = ctx.saved_tensors
