@@ -7,6 +7,10 @@ Each experiment is a list of fine-tunings, each done from each start and with ea
 budget; the seed draws labels, order, crops and fresh weights. Every run is one `beit classify` or
 `beit segment`. A run that is finished is not repeated, so a broken-off experiment goes on where it
 was, and the record grows with each run.
+
+A start may say which pre-training it is of, as in `--start short/1=RUN`, and name a run of the same
+fine-tuning seed, as in `--start classifier=RUNS/resolution/160-px-scratch-seed-{seed}`. `--record`
+writes elsewhere than in `downstream-EXPERIMENT.json`, whose older rows would be gone.
 """
 
 import argparse
@@ -55,7 +59,14 @@ def masks(steps: int, **changes: Any) -> dict[str, Any]:
     return {**length, "engine.evaluate_every": steps, **more}
 
 
+def square(pixels: int, rate: float | None = None) -> dict[str, Any]:
+    """Square pictures of 16 px patches, at another rate than the recipe's."""
+    shape = {"encoder__image_size": (pixels, pixels), "encoder__patch_size": (16, 16)}
+    return shape if rate is None else {**shape, "optim__lr": rate}
+
+
 FROM = ("short", "long")
+HALF_WAY = ("classifier",)
 SHARES = ("1%", "10%", "all")
 EXPERIMENTS: dict[str, list[Trial]] = {
     "labels": [
@@ -77,18 +88,17 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("10%", labels("10%", 2000), starts=FROM, seeds=(0,)),
     ],
     "choices": [
+        Trial("layer decay, mean", labels("10%", 400), starts=FROM),
         Trial("no layer decay", labels("10%", 400, tuning__layer_decay=1.0), starts=FROM),
         Trial("special token", labels("10%", 400, tuning__pool="special"), starts=FROM),
     ],
-    # The start is a finished classifier of the same classes at 64 px.
+    # The second half starts from the first's runs: as many gentle steps at the larger size, at the
+    # old one, and none at all.
     "resolution": [
-        Trial(
-            f"{size} px",
-            labels("all", 200, encoder__image_size=(size, size), optim__lr=3e-4),
-            starts=("classifier",),
-            seeds=(0,),
-        )
-        for size in (64, 96)
+        Trial("160 px", labels("all", 200, **square(160)), starts=(SCRATCH,)),
+        Trial("160 to 224 px, untrained", labels("all", 1, **square(224, 1e-12)), starts=HALF_WAY),
+        Trial("160 to 224 px", labels("all", 60, **square(224, 3e-4)), starts=HALF_WAY),
+        Trial("160 to 160 px", labels("all", 60, **square(160, 3e-4)), starts=HALF_WAY),
     ],
     # "middle" is a classifier fine-tuned on imagenette from the short pre-training.
     "camvid": [
@@ -118,19 +128,20 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="what `beit classify --data` takes")
     parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--record", metavar="NAME", help="the record's, if not the experiment's")
     parser.add_argument("--start", action="append", default=[], metavar="NAME=CKPT")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's own")
     parser.add_argument("--trials", nargs="+", metavar="NAME", help="some of the experiment's")
     options = parser.parse_args()
     starts = {SCRATCH: "none", **dict(pair.split("=", 1) for pair in options.start)}
     options.results.mkdir(parents=True, exist_ok=True)
-    target = options.results / f"downstream-{options.experiment}.json"
+    target = options.results / f"downstream-{options.record or options.experiment}.json"
     record = {**provenance(), "data": Path(options.data).name, "rows": []}
     trials = [t for t in EXPERIMENTS[options.experiment] if t.name in (options.trials or [t.name])]
     for seed in options.seeds or sorted({seed for trial in trials for seed in trial.seeds}):
         for trial in (trial for trial in trials if options.seeds or seed in trial.seeds):
-            for start in (start for start in trial.starts if start in starts):
-                row = run(options, trial, start, starts[start], seed)
+            for start in (s for s in starts if s.partition("/")[0] in trial.starts):
+                row = run(options, trial, start, starts[start].format(seed=seed), seed)
                 record["rows"].append(row)
                 target.write_text(json.dumps(record, indent=1) + "\n")
                 print(trial.name, start, seed, row["validation"], flush=True)
@@ -140,7 +151,8 @@ def run(
     options: argparse.Namespace, trial: Trial, start: str, init: str, seed: int
 ) -> dict[str, Any]:
     """Do one fine-tuning, or read what it gave."""
-    out = options.runs / options.experiment / f"{trial.name}-{start}-seed-{seed}".replace(" ", "-")
+    name = f"{trial.name}-{start}-seed-{seed}".replace(" ", "-").replace("/", "-")
+    out = options.runs / options.experiment / name
     if trial.task == "probe":
         return probed(out, options.data, trial, (start, init), seed)
     changes = {**QUIET, **trial.changes, "engine.seed": seed}

@@ -57,9 +57,7 @@ class RecomputedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Mix the values; arguments as in `attend`, all of one type."""
         ctx.save_for_backward(query, key, value, bias)
         with torch.autocast(query.device.type, enabled=False):  # as it is in `backward`
