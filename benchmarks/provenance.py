@@ -41,9 +41,7 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("flags") and "avx512_bf16" in line:
-            return f"{platform.machine()} with AVX512-bf16"
-    return platform.processor() or platform.machine()
+    """The family and its widest arithmetic, which times depend on most."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    widest = "AVX512-bf16" if "avx512_bf16" in flags else torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} with {widest}"
