@@ -26,7 +26,7 @@ from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 SCRATCH = "scratch"
-QUIET = {"data.workers": 0, "engine.save_every": 100_000}
+QUICK = {"data.workers": 0, "engine.save_every": 100_000}  # runs of minutes, on a CPU
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("all", labels("all", 400)),
         Trial("1%", labels("1%", 200)),
     ],
+    # As long as the recipe says, for larger ones than `tiny` on an accelerator.
+    "whole": [Trial(share, {"data.labels": share}) for share in ("all", "10%")],
     # The same labels without fine-tuning: logistic regression on the frozen features.
     "frozen": [Trial(share, {"labels": share}, "probe", FROM) for share in SHARES],
     # From scratch with the work that pre-training cost on top (a step of it is two of fine-tuning
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="what `beit classify --data` takes")
     parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--recipe", default="tiny", help="of the fine-tunings (tiny)")
     parser.add_argument("--record", metavar="NAME", help="the record's, if not the experiment's")
     parser.add_argument("--start", action="append", default=[], metavar="NAME=CKPT")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's own")
@@ -136,7 +139,8 @@ def main() -> None:
     starts = {SCRATCH: "none", **dict(pair.split("=", 1) for pair in options.start)}
     options.results.mkdir(parents=True, exist_ok=True)
     target = options.results / f"downstream-{options.record or options.experiment}.json"
-    record = {**provenance(), "data": Path(options.data).name, "rows": []}
+    about = {"data": Path(options.data).name, "recipe": options.recipe}
+    record = {**provenance(), **about, "rows": []}
     trials = [t for t in EXPERIMENTS[options.experiment] if t.name in (options.trials or [t.name])]
     for seed in options.seeds or sorted({seed for trial in trials for seed in trial.seeds}):
         for trial in (trial for trial in trials if options.seeds or seed in trial.seeds):
@@ -155,7 +159,8 @@ def run(
     out = options.runs / options.experiment / name
     if trial.task == "probe":
         return probed(out, options.data, trial, (start, init), seed)
-    changes = {**QUIET, **trial.changes, "engine.seed": seed}
+    quick = QUICK if options.recipe == "tiny" else {}
+    changes = {**quick, **trial.changes, "engine.seed": seed}
     if start == SCRATCH:
         # Layer decay is for weights that know something already.
         decay = "tuning.layer_decay" if trial.task == "classify" else "layer_decay"
@@ -163,7 +168,7 @@ def run(
     started = time.monotonic()
     if not (out / "result.json").is_file():
         train = beit.classify if trial.task == "classify" else beit.segment
-        train("tiny", options.data, out, init=init, changes=changes, resume=out.exists())
+        train(options.recipe, options.data, out, init=init, changes=changes, resume=out.exists())
     result = json.loads((out / "result.json").read_text())
     more = {} if trial.task == "classify" else {"test": tested(out, options.data)}
     return {
