@@ -32,6 +32,7 @@ class Painted:
     fingerprint = "0"
     classes: tuple[str, ...] = tuple(f"class {k}" for k in range(250))
     palette: Palette | None = None
+    pixels: tuple[int, ...] = ()
 
     def __init__(
         self, size: int, bad: tuple[int, ...] = (), bad_masks: tuple[int, ...] = ()

@@ -83,6 +83,8 @@ def test_zero_becomes_ignored_and_the_rest_moves_down(tmp_path: Path) -> None:
         inside = (stored != 0) & (stored != 255)
         assert inside.any() and np.array_equal(mask[inside], stored[inside] - 1)
     assert pairs.fingerprint != open_pairs(str(pair_folder(root)), "train").fingerprint
+    masks = [pairs.mask(index) for index in range(len(pairs))]
+    assert pairs.pixels == tuple(sum(int((m == k).sum()) for m in masks) for k in range(2))
 
 
 def test_without_names_the_masks_of_all_splits_say_how_many_classes_there_are(

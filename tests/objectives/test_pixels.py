@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from beit.objectives.pixels import pixel_cross_entropy
+from beit.objectives.pixels import class_weights, pixel_cross_entropy
 
 
 def test_the_loss_is_the_mean_over_counted_pixels() -> None:
@@ -60,3 +60,31 @@ def test_half_precision_logits_are_scored_in_float32() -> None:
     loss = pixel_cross_entropy(half, target, 255)[0]
     assert loss.dtype == torch.float32
     assert loss.item() == pixel_cross_entropy(half.float(), target, 255)[0].item()
+
+
+def test_balanced_weights_keep_the_mean_and_lift_what_is_rare() -> None:
+    pixels = (9000, 900, 0, 100)
+    shares = torch.tensor(pixels, dtype=torch.float32) / sum(pixels)
+    assert class_weights(pixels, 0.0).tolist() == [1.0, 1.0, 1.0, 1.0]
+    for balance in (0.25, 0.5, 1.0):
+        weights = class_weights(pixels, balance)
+        assert float((shares * weights).sum()) == pytest.approx(1.0, rel=1e-6)
+        assert weights[2] == 1.0  # never seen
+        assert float(weights[3] / weights[0]) == pytest.approx(90**balance, rel=1e-5)
+    alike = (shares * class_weights(pixels, 1.0))[[0, 1, 3]]
+    torch.testing.assert_close(alike, torch.full((3,), 1 / 3))
+
+
+def test_weights_multiply_each_pixel_s_loss_and_not_what_it_is_divided_by() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    target[0, 0] = 255
+    weights = torch.tensor([0.5, 2.0, 7.0])
+    loss, accuracy, count = pixel_cross_entropy(logits, target, 255, weights)
+    expected = 0.0
+    for label, weight in enumerate(weights.tolist()):
+        only = torch.where(target == label, target, 255)
+        part, _, pixels = pixel_cross_entropy(logits, only, 255)
+        expected += weight * float(part * pixels)
+    assert count.item() == 35 and loss.item() == pytest.approx(expected / 35, rel=1e-5)
+    assert accuracy == pixel_cross_entropy(logits, target, 255)[1]

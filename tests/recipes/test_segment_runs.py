@@ -54,6 +54,19 @@ def test_evaluate_gives_the_run_s_own_numbers_and_reads_the_test_split(
     assert table.status == 0 and "mean IoU" in table.out and "bright" in table.out
 
 
+def test_rare_classes_count_for_more_when_asked(tmp_path: Path, data: Path) -> None:
+    """The first step's loss is of the same crops and weights, weighted or not."""
+    losses = []
+    for balance in (0.0, 1.0):
+        out = tmp_path / str(balance)
+        fields: dict[str, Any] = {"class_balance": balance, "optim__steps": 1}
+        outcome = beit(*segmenting(out, data, optim__warmup_steps=0, **fields))
+        assert outcome.status == 0, outcome.err
+        losses.append(rows_of(out, "train")[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
 def test_two_processes_measure_the_same(
     learned: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,8 +21,8 @@ CLASSES, SIZE = 3, (16, 24)
 def build(kind: Any = "upernet", drop_path: float = 0.0, **changes: Any) -> SegmentTask:
     torch.manual_seed(0)
     config = EncoderConfig(SIZE, (4, 4), width=32, depth=4, heads=2, drop_path=drop_path)
-    own = {name: changes.pop(name) for name in ("auxiliary_weight", "layer_decay", "ignore_index")
-           if name in changes}  # fmt: skip
+    names = ("auxiliary_weight", "layer_decay", "ignore_index", "class_weights")
+    own = {name: changes.pop(name) for name in names if name in changes}
     settings = {"channels": 16, "auxiliary_channels": 8, "auxiliary": True, "norm": "group"}
     if kind == "upernet":
         settings["pyramid"] = (2.0, 1.0, 1.0, 0.5)
@@ -89,8 +89,9 @@ def test_the_loss_is_both_heads_cross_entropy(weight: float) -> None:
 
 @pytest.mark.parametrize("kind", ["pup", "upernet"])
 def test_accumulation_changes_nothing(kind: str) -> None:
-    """Chance is a matter of the row, losses are joined by counted pixels."""
-    task, batch = build(kind, drop_path=0.5).train(), batch_of(6)
+    """Chance is a matter of the row, losses are joined by counted pixels, weighted or not."""
+    weights = torch.tensor([0.2, 3.0, 2.0]) if kind == "upernet" else None
+    task, batch = build(kind, drop_path=0.5, class_weights=weights).train(), batch_of(6)
     parameters = [p for p in task.parameters() if p.requires_grad]
     whole = task(batch, context(range(6)))
     expected = torch.autograd.grad(whole.loss, parameters)

@@ -35,6 +35,7 @@ class PairSource(Source, Protocol):
     """A source of pictures that has a mask for each."""
 
     palette: Palette | None  # a colour a class
+    pixels: tuple[int, ...]  # of each class, in all masks together
 
     def mask(self, index: int, /) -> NDArray[np.uint8]:
         """The class of each pixel, (H, W), 255 = ignored; raises `BadPicture`."""
@@ -44,7 +45,12 @@ class LabelledPairs:
     """Pictures and masks with the numbers of the masks made into classes; a `PairSource`."""
 
     def __init__(
-        self, pairs: FolderPairs, classes: tuple[str, ...], palette: Palette | None, shift: int
+        self,
+        pairs: FolderPairs,
+        classes: tuple[str, ...],
+        palette: Palette | None,
+        counts: NDArray[np.int64],
+        shift: int,
     ) -> None:
         """Give the numbers their meaning.
 
@@ -52,11 +58,13 @@ class LabelledPairs:
             pairs: What there is.
             classes: The names.
             palette: A colour each, None = none are known.
+            counts: (256,) pixels of each stored number.
             shift: The stored number of class 0; smaller numbers are ignored.
         """
         self.name = pairs.name
         self.classes = classes
         self.palette = palette
+        self.pixels = tuple(int(count) for count in counts[shift : shift + len(classes)])
         self.fingerprint = f"{pairs.fingerprint}-{shift}-{len(classes)}"
         self._pairs = pairs
         self._shift = shift
@@ -155,9 +163,10 @@ def _open_pairs(
         )
     if len(names) + shift > IGNORED:
         raise UserError(f"{len(names)} classes do not fit beside 0 and 255 in 8-bit masks")
-    _refuse_numbers(chosen, surveys.of(chosen), len(names), shift)
+    found = surveys.of(chosen)
+    _refuse_numbers(chosen, found, len(names), shift)
     palette = palette_of_file(os.path.join(root, b"palette.txt"), len(names))
-    return LabelledPairs(chosen, names, palette, shift)
+    return LabelledPairs(chosen, names, palette, found.counts, shift)
 
 
 def check_pairs(train: PairSource, validation: PairSource) -> None:

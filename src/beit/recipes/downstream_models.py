@@ -148,6 +148,9 @@ class SegmentRecipe(Frozen):
     layer_decay: float = Field(
         0.65, gt=0, le=1, description="rates fall by this from layer to layer; 1 for none"
     )
+    class_balance: float = Field(
+        0.0, ge=0, le=1, description="how much more rare classes count; 1: all classes alike"
+    )
     views: JointViewRecipe = JointViewRecipe()
     inference: InferenceRecipe = InferenceRecipe()
     data: MaskedDataRecipe = MaskedDataRecipe()

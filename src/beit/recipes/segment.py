@@ -22,6 +22,7 @@ from beit.evaluation.segmentation import SegmentationScore
 from beit.files import atomic_write_text
 from beit.nn.decoder_config import DecoderConfig, decoder_config
 from beit.nn.segmenter import Segmenter, build_segmenter
+from beit.objectives.pixels import class_weights
 from beit.recipes.best import BestWatch
 from beit.recipes.build import INITIALISATION_STREAM, choose_device, loader_settings
 from beit.recipes.downstream_models import SegmentRecipe
@@ -137,10 +138,12 @@ class _Segmentation:
 
     def run(self, model: Segmenter) -> dict[str, Any]:
         stage = self.stage
+        balance = self.recipe.class_balance
         task = SegmentTask(
             model,
             auxiliary_weight=self.recipe.decoder.auxiliary_weight,
             layer_decay=self.recipe.layer_decay,
+            class_weights=class_weights(self.train.pixels, balance) if balance else None,
         )
         watch = BestWatch(stage, METRIC, self.measure, self.save, self.recipe.patience)
         result = stage.fit(task, self.batches(), watch)

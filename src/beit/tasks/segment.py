@@ -25,7 +25,10 @@ class SegmentTask(nn.Module):
         ignore_index: The class of pixels that count for nothing.
         auxiliary_weight: Of the auxiliary head's loss, where there is one; 0.4 in the reference.
         layer_decay: Rates fall by this factor from layer to layer towards the input; 1 for none.
+        class_weights: (K,) factors of the pixels' losses by class; None for 1.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -34,12 +37,14 @@ class SegmentTask(nn.Module):
         ignore_index: int = IGNORED,
         auxiliary_weight: float = 0.4,
         layer_decay: float = 1.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.ignore_index = ignore_index
         self.auxiliary_weight = auxiliary_weight
         self.layer_decay = layer_decay
+        self.register_buffer("class_weights", class_weights, persistent=False)
         unread = model.unread_parameters()
         for name, parameter in model.named_parameters():
             if name in unread:
@@ -53,9 +58,10 @@ class SegmentTask(nn.Module):
         assert batch.patch_view is not None and batch.target is not None
         device = batch.patch_view.device
         output = self.model(batch.patch_view, *self._draws(context, device))
-        loss, accuracy, count = pixel_cross_entropy(output.logits, batch.target, self.ignore_index)
+        how = batch.target, self.ignore_index, self.class_weights
+        loss, accuracy, count = pixel_cross_entropy(output.logits, *how)
         if output.auxiliary is not None:
-            second, _, _ = pixel_cross_entropy(output.auxiliary, batch.target, self.ignore_index)
+            second, _, _ = pixel_cross_entropy(output.auxiliary, *how)
             loss = loss + self.auxiliary_weight * second
         return StepOutput(loss, count, {"pixel_accuracy": accuracy})
 
