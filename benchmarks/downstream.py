@@ -120,6 +120,16 @@ EXPERIMENTS: dict[str, list[Trial]] = {
             seeds=(0,),
         ),
     ],
+    # UPerNet with rare classes counting for more, beside the same without.
+    "balance": [
+        Trial(
+            f"upernet, balance {balance}",
+            masks(400, decoder__kind="upernet", decoder__channels=64, class_balance=balance),
+            "segment",
+            FROM,
+        )
+        for balance in (0.5, 0.0)
+    ],
 }
 
 
