@@ -12,11 +12,11 @@ from torch.nn import functional
 
 
 def class_weights(pixels: Sequence[int], balance: float) -> Tensor:
-    """Weights of the classes of which rare ones count for more: share^-balance, scaled.
+    """Weights of the classes, larger for rare ones: share^-balance, scaled.
 
     Their mean over all pixels is 1, so the rate need not change. Neither the paper nor the
-    reference weights classes; balance 1, with which all classes together count for the same, is
-    near to the median frequency balancing of SegNet (arXiv:1511.00561, section 4).
+    reference weights classes; balance 1, with which every class counts for as much as any other,
+    is near to the median frequency balancing of SegNet (arXiv:1511.00561).
 
     Args:
         pixels: How many pixels each class has in the masks; one that has none gets weight 1.
