@@ -100,6 +100,29 @@ def test_predict_writes_masks_and_overlays(learned: Path, data: Path, tmp_path: 
     assert (found == truth)[truth != 255].mean() > 0.85
     refused = beit("predict", learned, *pictures)
     assert refused.status == 2 and "--out" in refused.complaint
+    assert beit("predict", learned, *pictures, "--out", out).status == 0  # over its own
+
+
+def test_predict_overwrites_no_picture(learned: Path, data: Path, tmp_path: Path) -> None:
+    """Neither one that it was given, nor another that lies where a mask would go."""
+    photos = tmp_path / "photos"
+    shutil.copytree(data / "images" / "val", photos)
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    refused = beit("predict", learned, photos / "000.png", photos / "001.png", "--out", photos)
+    assert refused.status == 2 and f"{photos}/000.png is a picture" in refused.complaint
+    Image.open(photos / "001.png").save(tmp_path / "001.jpg")
+    refused = beit("predict", learned, tmp_path / "001.jpg", "--out", photos)
+    assert refused.status == 2 and f"{photos}/001.png is a picture" in refused.complaint
+    assert before == {path: path.read_bytes() for path in photos.iterdir()}
+
+
+def test_names_of_masks_and_overlays_never_meet(learned: Path, data: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    shutil.copy(data / "images" / "val" / "000.png", photos / "a.png")
+    shutil.copy(data / "images" / "val" / "001.png", photos / "a.overlay.png")
+    assert beit("predict", learned, photos, "--out", out).status == 0
+    assert len(list(out.iterdir())) == 4
 
 
 def test_starts_from_a_pretraining_and_from_a_classifier(

@@ -119,10 +119,10 @@ def _masks(
     assert isinstance(model, Segmenter)
     if wishes.out is None:
         raise UserError("a segmenter writes masks: name a folder for them by --out")
-    wishes.out.mkdir(parents=True, exist_ok=True)
     settings = settings_of(model, finished.facts, **wishes.dense)
     palette = _palette(finished.facts)
-    taken: set[str] = set()
+    targets = _targets(files, wishes.out)
+    wishes.out.mkdir(parents=True, exist_ok=True)
     done = 0
     for index in range(len(files)):
         try:
@@ -132,15 +132,34 @@ def _masks(
             continue
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         classes = dense_classes(logits_of(model), pixels, settings, device).cpu().numpy()
-        stem = _free_name(Path(os.fsdecode(files.paths[index])).stem, taken)
-        mask, shown = wishes.out / f"{stem}.png", wishes.out / f"{stem}.overlay.png"
-        atomic_write_bytes(mask, index_png(classes, palette))
+        mask, shown = targets[index]
         drawn = io.BytesIO()
         overlay(image, classes, palette, class_names(model)).save(drawn, "PNG")
-        atomic_write_bytes(shown, drawn.getvalue())
+        atomic_write_bytes(shown, drawn.getvalue())  # first: a mask without one is not ours
+        atomic_write_bytes(mask, index_png(classes, palette))
         print(_mask_line(files.identity(index), mask, classes, model, lines=wishes.lines))
         done += 1
     return done
+
+
+def _targets(files: FileList, out: Path) -> list[tuple[Path, Path]]:
+    """Where the mask and the overlay of each picture go.
+
+    Raises:
+        UserError: Something would be overwritten that is no mask of an earlier prediction.
+    """
+    taken: set[str] = set()
+    stems = [_free_name(Path(os.fsdecode(path)).stem, taken) for path in files.paths]
+    targets = [(out / f"{stem}.png", out / f"{stem}.overlay.png") for stem in stems]
+    given = {os.path.realpath(os.fsdecode(path)) for path in files.paths}
+    for mask, shown in targets:
+        pictures = [path for path in (mask, shown) if os.path.realpath(path) in given]
+        if pictures or (mask.exists() and not shown.exists()):
+            raise UserError(
+                f"{(pictures or [mask])[0]} is a picture that its mask would overwrite; "
+                "name another folder by --out"
+            )
+    return targets
 
 
 def _palette(facts: Mapping[str, Any]) -> Colours | None:
@@ -150,12 +169,12 @@ def _palette(facts: Mapping[str, Any]) -> Colours | None:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """A name that no other picture's mask has: pictures of two folders may be called alike."""
+    """A name that no other picture's mask or overlay has: two folders may have namesakes."""
     name, number = stem, 1
-    while name.lower() in taken:
+    while taken & (files := {name.lower(), f"{name}.overlay".lower()}):
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name.lower())
+    taken |= files
     return name
 
 

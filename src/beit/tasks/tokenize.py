@@ -93,7 +93,7 @@ class TokenizeTask(nn.Module):
         """Loss: minus the relaxed bound a pixel value, plus the extra marginal term."""
         images = batch.token_view
         assert images is not None
-        progress = context.step / max(1, context.total_steps)
+        progress = context.progress
         logits = self.model.logits(images)  # (B, K, h, w)
         weights = gumbel_softmax(
             logits,
@@ -107,7 +107,7 @@ class TokenizeTask(nn.Module):
         squared = (self.model.mean_pixels(outputs.detach()) - images).square().mean()
         metrics = self._metrics(logits.detach(), divergence, progress)
         metrics |= {"mse": squared, "log_density": log_density.detach()}
-        return StepOutput(loss, torch.tensor(float(len(images)), device=images.device), metrics)
+        return StepOutput(loss, torch.full((), float(len(images)), device=images.device), metrics)
 
     def _loss(
         self, log_density: Tensor, divergence: UniformDivergence, progress: float, dimensions: int
