@@ -10,7 +10,7 @@ from beit.engine import fit as fit_module
 from beit.engine.checkpoints import Checkpoints, read_snapshot
 from beit.engine.failure import Diverged
 from beit.engine.fit import fit
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.engine.step import TrainingStep
 from beit.errors import UserError
 from engine.engine_toy import SETTINGS, ToyTask, rows_of, run_toy, toy_batches
@@ -88,17 +88,36 @@ class Hungry(ToyTask):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
+class HungryPairs(Hungry):
+    def cutting(self) -> Cutting:
+        return Cutting(2, "pairs are then others")
+
+
 def test_out_of_memory_names_the_next_value() -> None:
     settings = replace(SETTINGS, global_batch=12, accumulate=2)
     text = (
         "cpu ran out of memory at step 1 with 6 pictures at a time: set accumulate to 4 "
-        r"\(3 at a time\)"
+        r"\(3 at a time\); the result stays the same"
     )
     with pytest.raises(UserError, match=text):
         fit(Hungry(), toy_batches(settings), settings)
     settings = replace(SETTINGS, accumulate=8)
     with pytest.raises(UserError, match="choose a smaller model"):
         fit(Hungry(), toy_batches(settings), settings)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "advice"),
+    [(24, 2, r"4 \(6"), (12, 2, r"6 \(2"), (12, 6, "choose a smaller")],
+)
+def test_out_of_memory_minds_what_a_task_says_of_cutting(
+    batch: int, accumulate: int, advice: str
+) -> None:
+    settings = replace(SETTINGS, global_batch=batch, accumulate=accumulate)
+    with pytest.raises(UserError, match=advice) as caught:
+        fit(HungryPairs(), toy_batches(settings), settings)
+    assert "stays the same" not in str(caught.value)
+    assert "smaller" in advice or "pairs are then others" in str(caught.value)
 
 
 def test_disk_full_stops_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,11 +72,11 @@ def _photos(spoil: Callable[[Path], object]) -> Callable[[Path], list[str]]:
     return make
 
 
-def _pairs(spoil: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+def _pairs(spoil: Callable[[Path], object], **fields: Any) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         data = halves(folder / "data")
         spoil(data)
-        return segmenting(folder / "run", data)
+        return segmenting(folder / "run", data, **fields)
 
     return make
 
@@ -133,6 +133,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ["001"],
     ),
     "no masks": (_pairs(lambda data: shutil.rmtree(data / "annotations")), ["annotations"]),
+    "one picture for a batch norm": (
+        _pairs(lambda data: data, optim__accumulate=4, decoder__norm="batch"),
+        ["batch norm", "--decoder.norm group"],
+    ),
     "one class of pixels": (
         _pairs(lambda data: (data / "classes.txt").write_text("all\n")),
         ["class"],

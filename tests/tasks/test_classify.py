@@ -118,3 +118,9 @@ def test_overfits_one_batch() -> None:
         output.loss.backward()
         optimiser.step()
     assert output.loss.item() < 0.05 and output.metrics["accuracy"].item() == 1.0
+
+
+def test_only_mixed_pictures_come_in_pairs() -> None:
+    assert build().cutting() == (1, "")
+    assert build(mixing=MixSettings(mixup=0.8)).cutting() == (2, "")
+    assert build(mixing=MixSettings(cutmix=1.0)).cutting() == (2, "")

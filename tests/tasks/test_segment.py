@@ -156,3 +156,10 @@ def test_overfits_a_few_shapes(kind: str, norm: str) -> None:
         optimiser.step()
     task.eval()  # with running statistics, where there are any
     assert task(batch, context(range(4))).metrics["pixel_accuracy"].item() > 0.92
+
+
+def test_batch_norm_alone_minds_how_a_batch_is_cut() -> None:
+    """The words are what accumulation does: see the test of equal gradients with groups."""
+    assert build().cutting() == (1, "")
+    multiple, changes = build(norm="batch").cutting()
+    assert multiple == 2 and "batch norm" in changes

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beit.engine.checkpoints import Snapshot, write_snapshot
 from beit.engine.logging import encode_row
+from beit.engine.protocol import Cutting
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
 from beit.files import atomic_write_text, human_bytes
@@ -62,12 +63,17 @@ def diverged_message(row: Mapping[str, Any], folder: Path | None, saved: str) ->
 
 
 def explained(
-    error: Exception, settings: FitSettings, step: int, world_size: int, device: torch.device
+    error: Exception,
+    settings: FitSettings,
+    step: int,
+    world_size: int,
+    device: torch.device,
+    cutting: Cutting = Cutting(),
 ) -> UserError | None:
     """The user's view of an error inside a step, where there is one: memory or the compiler."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in text:
-        return _out_of_memory(settings, step, world_size, device)
+        return _out_of_memory(settings, step, world_size, device, cutting)
     if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = text.strip().partition("\n")[0]
         return UserError(f"torch.compile does not work here ({reason}): leave compile off")
@@ -75,7 +81,7 @@ def explained(
 
 
 def _out_of_memory(
-    settings: FitSettings, step: int, world_size: int, device: torch.device
+    settings: FitSettings, step: int, world_size: int, device: torch.device, cutting: Cutting
 ) -> UserError:
     """The error that names batch, memory and the next value to try."""
     micro = settings.micro_batch(world_size)
@@ -83,13 +89,14 @@ def _out_of_memory(
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         memory = f"memory ({human_bytes(total - free)} of {human_bytes(total)} in use)"
-    following = _next_accumulation(settings, world_size)
+    following = _next_accumulation(settings, world_size, cutting.multiple)
     if following is None:
         advice = "choose a smaller model or picture size"
     else:
         smaller = settings.global_batch // (world_size * following)
         advice = (
-            f"set accumulate to {following} ({smaller} at a time); the result stays the same"
+            f"set accumulate to {following} ({smaller} at a time); "
+            + (cutting.changes or "the result stays the same")
             + ("" if settings.precision == "bfloat16" else ", or set precision to bfloat16")
         )
     return UserError(
@@ -97,9 +104,10 @@ def _out_of_memory(
     )
 
 
-def _next_accumulation(settings: FitSettings, world_size: int) -> int | None:
+def _next_accumulation(settings: FitSettings, world_size: int, multiple: int) -> int | None:
+    """The fewest parts that need half the memory or less, or as little as can be."""
     share = settings.global_batch // world_size
-    for accumulate in range(2 * settings.accumulate, share + 1):
-        if share % accumulate == 0:
-            return accumulate
-    return share if settings.accumulate < share else None
+    parts = range(settings.accumulate + 1, share + 1)
+    possible = [part for part in parts if share % part == 0 and share // part % multiple == 0]
+    halves = [part for part in possible if part >= 2 * settings.accumulate]
+    return next(iter(halves or possible[-1:]), None)

@@ -18,7 +18,16 @@ from beit.engine.distribution import World, current_world, restarted
 from beit.engine.ema import WeightAverage
 from beit.engine.failure import Diverged, explained
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
-from beit.engine.protocol import Batches, Evaluate, Evaluation, Prepare, ScalesRates, Task
+from beit.engine.protocol import (
+    Batches,
+    Cutting,
+    Evaluate,
+    Evaluation,
+    MindsCutting,
+    Prepare,
+    ScalesRates,
+    Task,
+)
 from beit.engine.recorder import Recorder
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, FitSettings
@@ -186,7 +195,8 @@ class _Run:
         except Exception as error:
             assert not isinstance(error, StopIteration), "batches must not end"
             where = (self.settings, self.step + 1, self.world.size, self.device)
-            complaint = explained(error, *where)
+            cutting = self.task.cutting() if isinstance(self.task, MindsCutting) else Cutting()
+            complaint = explained(error, *where, cutting)
             if complaint is not None:
                 raise complaint from error
             if self.stop.requested and self.world.size == 1:

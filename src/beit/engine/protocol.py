@@ -79,6 +79,22 @@ class ScalesRates(Protocol):
         ...
 
 
+class Cutting(NamedTuple):
+    """What becomes of a step when its batch is cut into more micro-batches."""
+
+    multiple: int = 1  # of which micro-batches must have a whole number of pictures
+    changes: str = ""  # what is then computed otherwise, in words; nothing where it is empty
+
+
+@runtime_checkable
+class MindsCutting(Protocol):
+    """A task whose micro-batches are more than a sum over pictures; others are cut at will."""
+
+    def cutting(self) -> Cutting:
+        """What has to be minded."""
+        ...
+
+
 class Batch(Protocol):
     """The engine's view of a batch: something that moves; its other fields are the task's affair.
 

@@ -14,7 +14,8 @@ class FitSettings:
     """The numbers of one run. Rates are per optimiser step and final (already scaled).
 
     Neither `accumulate` nor the number of processes changes what is computed, only how it is
-    cut up: the global batch stays what it is.
+    cut up: the global batch stays what it is. Tasks that make more of a micro-batch than a sum
+    over its pictures say so; see `beit.engine.protocol.MindsCutting`.
     """
 
     total_steps: int

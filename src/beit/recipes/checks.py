@@ -11,7 +11,7 @@ from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
 from beit.data.sources import Source
 from beit.errors import UserError
 from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
-from beit.recipes.downstream_models import ClassifyRecipe, Recipe
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import LATER_FIELDS, deciding_fields
 from beit.tasks.tokenize import TokenizeSettings
@@ -34,11 +34,20 @@ def refuse_impossible(recipe: Recipe, ranks: int, pictures: int, device: torch.d
     else:
         encoder_config_of(recipe.encoder)
     micro = fit_settings(recipe.optim, recipe.engine, pictures, device).micro_batch(ranks)
+    _refuse_micro_batch(recipe, ranks, micro)
+
+
+def _refuse_micro_batch(recipe: Recipe, ranks: int, micro: int) -> None:
+    each = f"each of {ranks} processes would get {micro} pictures at a time, but"
     mixes = isinstance(recipe, ClassifyRecipe) and (recipe.mixing.mixup or recipe.mixing.cutmix)
     if mixes and micro % 2:
         raise UserError(
-            f"each of {ranks} processes would get {micro} pictures at a time, but they are mixed "
-            "in pairs; choose an --optim.batch that leaves an even number"
+            f"{each} they are mixed in pairs; choose an --optim.batch that leaves an even number"
+        )
+    if isinstance(recipe, SegmentRecipe) and recipe.decoder.norm == "batch" and micro < 2:
+        raise UserError(
+            f"{each} batch norm needs two or more; choose a larger --optim.batch, a smaller "
+            "--optim.accumulate, or --decoder.norm group"
         )
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from beit.batch import ImageBatch
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.classifier import Classifier
-from beit.tasks.fine_tuning import layer_decay_scales, undecayed
+from beit.tasks.fine_tuning import dropout_cutting, layer_decay_scales, undecayed
 from beit.tasks.mixing import MixSettings, mixed
 
 SMOOTHED = MixSettings(label_smoothing=0.1)
@@ -58,3 +58,8 @@ class ClassifyTask(nn.Module):
     def rate_scales(self) -> Mapping[str, float]:
         """Layer-wise rate decay: rate x decay^(L + 1 - depth), the head's rate whole."""
         return layer_decay_scales(self.model.encoder, self.layer_decay)
+
+    def cutting(self) -> Cutting:
+        """Pictures are mixed in pairs."""
+        mixes = bool(self.mixing.mixup or self.mixing.cutmix)
+        return dropout_cutting(self.model.encoder, 2 if mixes else 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from beit.engine.protocol import Cutting
 from beit.nn.encoder import Encoder
 
 PREFIX = "model.encoder."  # where a task's encoder stands
@@ -20,3 +21,9 @@ def layer_decay_scales(encoder: Encoder, decay: float) -> Mapping[str, float]:
         for name, parameter in encoder.named_parameters()
         if parameter.requires_grad
     }
+
+
+def dropout_cutting(encoder: Encoder, multiple: int = 1) -> Cutting:
+    """Stochastic depth is drawn by picture, but an MLP's dropout by micro-batch."""
+    changes = "dropout then draws other numbers" if encoder.config.dropout else ""
+    return Cutting(multiple, changes)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.patches import patchify
 from beit.objectives.evidence_bound import code_perplexity
 from beit.objectives.masked import masked_pixel_loss, masked_token_loss
+from beit.tasks.fine_tuning import dropout_cutting, undecayed
 from beit.tokenizer.protocol import Tokenizer
 from beit.tokenizer.reading import TokenReader
 
@@ -114,8 +115,11 @@ class PretrainTask(nn.Module):
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S] are not decayed; the mask embedding and bias tables are."""
-        names = self.model.encoder.undecayed_parameters()
-        return frozenset(f"model.encoder.{name}" for name in names)
+        return undecayed(self.model.encoder)
+
+    def cutting(self) -> Cutting:
+        """Pictures do not act on each other."""
+        return dropout_cutting(self.model.encoder)
 
     def _path_draws(self, device: torch.device, context: StepContext) -> Tensor | None:
         """Stochastic depth by sample: the same on any number of ranks."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import IGNORED, ImageBatch
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.segmenter import Segmenter
 from beit.objectives.pixels import pixel_cross_entropy
-from beit.tasks.fine_tuning import layer_decay_scales, undecayed
+from beit.tasks.fine_tuning import dropout_cutting, layer_decay_scales, undecayed
 
 
 class SegmentTask(nn.Module):
@@ -72,6 +72,12 @@ class SegmentTask(nn.Module):
     def rate_scales(self) -> Mapping[str, float]:
         """Layer-wise rate decay: rate x decay^(L + 1 - depth), the decoders' rate whole."""
         return layer_decay_scales(self.model.encoder, self.layer_decay)
+
+    def cutting(self) -> Cutting:
+        """Batch norm takes its statistics over a micro-batch, of two pictures at least."""
+        if self.model.config.norm == "batch":
+            return Cutting(2, "batch norm then takes its statistics over fewer pictures")
+        return dropout_cutting(self.model.encoder)
 
     def _draws(self, context: StepContext, device: torch.device) -> tuple[Tensor | None, ...]:
         """Stochastic depth and the decoders' dropout by sample: the same on any number of ranks."""

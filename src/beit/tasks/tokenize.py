@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.errors import UserError
 from beit.objectives.evidence_bound import (
     UniformDivergence,
@@ -108,6 +108,10 @@ class TokenizeTask(nn.Module):
         metrics = self._metrics(logits.detach(), divergence, progress)
         metrics |= {"mse": squared, "log_density": log_density.detach()}
         return StepOutput(loss, torch.full((), float(len(images)), device=images.device), metrics)
+
+    def cutting(self) -> Cutting:
+        """The marginal term is of a micro-batch's mean code, and the relaxation's noise its own."""
+        return Cutting(changes="the tokenizer's marginal term is then of fewer pictures")
 
     def _loss(
         self, log_density: Tensor, divergence: UniformDivergence, progress: float, dimensions: int
