@@ -12,6 +12,7 @@ import torch
 from beit.engine.checkpoints import Checkpoints, read_snapshot
 from beit.engine.distribution import World, current_world, launch, process_group
 from beit.engine.failure import Diverged
+from beit.engine.running import RunningStatistics
 from beit.errors import UserError
 from engine.engine_toy import SETTINGS, hash_of, rows_of, run_toy, start_child
 
@@ -47,10 +48,24 @@ def rank_body(folder: str, rank: int, port: int, poison: int | None) -> None:
         assert world.tell("grüße" if rank == 0 else "") == "grüße"
         assert world.any_host(rank == 1)
         world.barrier()
+        joined_statistics(world)
         try:
             run_toy(Path(folder), PLAIN, chance=False, poison=poison)
         except Diverged:
             os._exit(3)
+
+
+def joined_statistics(world: World) -> None:
+    """Norms of all ranks remember the mean of what each rank's own pictures taught them."""
+    norm = torch.nn.BatchNorm1d(1, momentum=0.5)
+    running = RunningStatistics(norm, world)
+    running.remember()
+    spread = float(world.rank + 1)
+    norm(torch.tensor([[4.0 - spread], [4.0 + spread]]))
+    running.settle(torch.tensor(0.0))
+    # Means 4 and 4 onto 0; unbiased variances 2 and 8 onto 1; momentum 0.5.
+    assert norm.running_mean is not None and norm.running_mean.tolist() == [2.0]
+    assert norm.running_var is not None and norm.running_var.tolist() == [3.0]
 
 
 def two_ranks(folder: Path, poison: int | None = None) -> list[int]:

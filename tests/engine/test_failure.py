@@ -31,7 +31,7 @@ def test_nan_stops_at_that_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deferred: bool
 ) -> None:
     """Also when the host only looks 5 steps later, nothing bad is applied, logged or saved."""
-    settings = replace(SETTINGS, log_every=15, evaluate_every=0, ema=None, save_every=4)
+    settings = replace(SETTINGS, log_every=15, evaluate_every=0, save_every=4)
     if deferred:
         monkeypatch.setattr(fit_module, "TrainingStep", Deferred)
     with pytest.raises(Diverged, match=r"^step 10 gave .*loss nan.*step 8: try [^.]*$"):
@@ -52,7 +52,11 @@ def test_nan_stops_at_that_step(
     for group, tensors in expected.tensors.items():
         for name, value in tensors.items():
             if name != "count":  # a buffer that counts forward passes, also of steps not applied
-                assert value.equal(before.tensors[group][name]), name
+                found = before.tensors[group][name]
+                if deferred and group == "average":  # moved by another formula, the same
+                    torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
+                else:
+                    assert found.equal(value), name
 
 
 def test_what_failed_can_be_gone_on_with(tmp_path: Path) -> None:

@@ -21,11 +21,22 @@ class WeightAverage:
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the weights after optimiser step number `step` (from 0)."""
+    def update(self, step: int, stopped: Tensor | None = None) -> None:
+        """Move towards the weights after optimiser step number `step` (from 0).
+
+        Args:
+            step: Which step.
+            stopped: 0-d on the device: where it is 1 nothing moves, without the host's knowing.
+        """
         weight = 1.0 - average_decay(step, self.decay)
-        averages, current = list(self.tensors.values()), list(self._parameters.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in current], weight)
+        averages = list(self.tensors.values())
+        current = [parameter.detach() for parameter in self._parameters.values()]
+        if stopped is None:
+            torch._foreach_lerp_(averages, current, weight)
+            return
+        moves = torch._foreach_sub(current, averages)
+        torch._foreach_mul_(moves, weight * (1 - stopped))
+        torch._foreach_add_(averages, moves)
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ class Diverged(RuntimeError):
 
 
 Identity = dict[str, list[int]]
+AT_WILL = Cutting()
 
 
 def batch_identity(batch: Any) -> Identity:
@@ -68,7 +69,7 @@ def explained(
     step: int,
     world_size: int,
     device: torch.device,
-    cutting: Cutting = Cutting(),
+    cutting: Cutting = AT_WILL,
 ) -> UserError | None:
     """The user's view of an error inside a step, where there is one: memory or the compiler."""
     text = str(error)

@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 
 from beit.engine.distribution import World, current_world, restarted
 from beit.engine.ema import WeightAverage
-from beit.engine.failure import Diverged, explained
+from beit.engine.failure import AT_WILL, Diverged, explained
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
 from beit.engine.protocol import (
     Batches,
-    Cutting,
     Evaluate,
     Evaluation,
     MindsCutting,
@@ -195,7 +194,7 @@ class _Run:
         except Exception as error:
             assert not isinstance(error, StopIteration), "batches must not end"
             where = (self.settings, self.step + 1, self.world.size, self.device)
-            cutting = self.task.cutting() if isinstance(self.task, MindsCutting) else Cutting()
+            cutting = self.task.cutting() if isinstance(self.task, MindsCutting) else AT_WILL
             complaint = explained(error, *where, cutting)
             if complaint is not None:
                 raise complaint from error

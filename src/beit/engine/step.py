@@ -20,6 +20,7 @@ from beit.engine.ema import WeightAverage
 from beit.engine.failure import Identity, batch_identity
 from beit.engine.optimiser import set_rate, trainable
 from beit.engine.protocol import Prepare, StepContext, StepOutput
+from beit.engine.running import RunningStatistics
 from beit.engine.schedules import SCHEDULES
 from beit.engine.settings import FitSettings
 from beit.randomness import step_seed
@@ -65,6 +66,7 @@ class TrainingStep:
         self._prepare = prepare
         self._micro = settings.micro_batch(world.size)
         self._parameters = list(trainable(task).values())
+        self._running = RunningStatistics(task, world)
         self._model = _parallel(task, world)
         self._stopped = torch.zeros((), device=device)
         self.deferred = device.type == "cuda"
@@ -81,19 +83,21 @@ class TrainingStep:
         )
         set_rate(self._optimiser, rate)
         self._optimiser.zero_grad()
+        self._running.remember()
         names, sums, identities = self._accumulate(done, batches)
         self._world.add_(sums)
         total = sums[0].clamp_min(_TINY)
         norm = self._scale_gradients(total)
         means = sums[1:] / total
         bad = ~(torch.isfinite(means[0]) & torch.isfinite(norm))
+        self._stopped = torch.maximum(self._stopped, bad.float())
+        self._running.settle(self._stopped)
         if self.deferred:
-            self._stopped = torch.maximum(self._stopped, bad.float())
             self._optimiser.found_inf = self._stopped  # type: ignore[attr-defined]
         if self.deferred or not bool(bad):
             self._optimiser.step()
             if self._average is not None:
-                self._average.update(done)
+                self._average.update(done, self._stopped if self.deferred else None)
         values = torch.cat([bad.float()[None], means, norm[None]])
         return StepRecord(done + 1, rate, ("bad", *names, "gradient_norm"), values, identities)
 
@@ -159,5 +163,5 @@ def _parallel(task: nn.Module, world: World) -> nn.Module:
     """Wrap for several ranks. No device ids: the batch is on the device already, not scattered."""
     if world.size == 1:
         return task
-    running = any(buffer.is_floating_point() for buffer in task.buffers())
-    return DistributedDataParallel(task, gradient_as_bucket_view=True, broadcast_buffers=running)
+    # Batch norms are joined after each step; no other buffer changes in training.
+    return DistributedDataParallel(task, gradient_as_bucket_view=True, broadcast_buffers=False)
