@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from beit.recipes.build import choose_precision
+from beit.engine.distribution import World
+from beit.recipes.build import choose_precision, evaluation_workers
+from beit.recipes.models import DataRecipe
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -19,3 +21,8 @@ def test_auto_takes_bfloat16_where_the_card_multiplies_it(
     expected = "bfloat16" if native else "float32"
     assert choose_precision("auto", torch.device("cuda")) == expected
     assert choose_precision("bfloat16", torch.device("cuda")) == "bfloat16"
+
+
+def test_loader_processes_decode_for_an_evaluation_on_a_gpu_alone() -> None:
+    assert evaluation_workers(DataRecipe(workers=3), World(), torch.device("cuda")) == 3
+    assert evaluation_workers(DataRecipe(workers=3), World(), torch.device("cpu")) == 0

@@ -68,6 +68,8 @@ def test_any_number_of_processes_measures_the_same(
 ) -> None:
     shares = coloured_less(data, learned.parent / f"less-{processes}")
     alone = beit("evaluate", learned, "--data", shares, "--json")
+    assert alone.result["pictures"] == 13 and alone.result["unreadable"] == 1
+    assert "red/001.png: not a readable" in alone.err
     assert (
         beit("evaluate", learned, "--data", shares, "--json", "--processes", processes).status == 0
     )
@@ -78,9 +80,10 @@ def test_any_number_of_processes_measures_the_same(
 
 
 def coloured_less(data: Path, folder: Path) -> Path:
-    """The same pictures less one, so that no number of ranks divides them: 14."""
+    """The same pictures less two, so that no number of ranks divides them: 13."""
     shutil.copytree(data, folder)
     (folder / "val" / "red" / "000.png").unlink()
+    (folder / "val" / "red" / "001.png").write_bytes(b"no picture")
     return folder
 
 

@@ -38,6 +38,8 @@ def assert_same_losses(run: Path, alone: Path) -> None:
     assert abs(theirs[0]["loss"] - theirs[-1]["loss"]) > 0.01  # the comparison can fail
     ours, theirs = rows_of(run, "val"), rows_of(alone, "val")
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], abs=1e-4)
+    for name in ("pictures", "places", "marginal_entropy", "neighbour_copy_accuracy"):
+        assert ours[-1][name] == pytest.approx(theirs[-1][name], abs=1e-9), name
 
 
 def test_two_micro_batches_are_one(tokenizer: Path, alone: Path, tmp_path: Path) -> None:

@@ -4,13 +4,21 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from beit.data.sources import Source
 from beit.errors import UserError
 
 FILE_NAME = "bad_pictures.jsonl"
 _SHOWN = 5
+
+
+class BadPictureTaker(Protocol):
+    """Whoever is told of the pictures that could not be read."""
+
+    def add(self, replaced: Sequence[tuple[int, str]]) -> None:
+        """Take the (index, reason) of a batch's bad pictures, if there are any."""
+        ...
 
 
 class BadPictureLog:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from beit.batch import ImageBatch
-from beit.data.bad_pictures import BadPictureLog
+from beit.data.bad_pictures import BadPictureTaker
 from beit.data.decode import BadPicture
 from beit.data.draws import Key, MaskPlan
 from beit.data.fetch import Fetching, WatchedReader, fetch
@@ -135,7 +135,7 @@ def training_batches(
     samples_seen: int,
     *,
     codes: Codes | None = None,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
 ) -> Iterator[ImageBatch]:
     """The micro-batches of this rank, for ever.
 
@@ -157,7 +157,7 @@ def training_batches(
 
 
 def _endless(
-    kind: Kind[Sample], settings: LoaderSettings, samples_seen: int, log: BadPictureLog | None
+    kind: Kind[Sample], settings: LoaderSettings, samples_seen: int, log: BadPictureTaker | None
 ) -> Iterator[ImageBatch]:
     """This rank's micro-batches of any kind, for ever."""
     source = kind.reader.source
@@ -178,7 +178,7 @@ def evaluation_batches(
     *,
     seed: int = 0,
     share: tuple[int, int] = (0, 1),
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
 ) -> Iterator[ImageBatch]:
     """Each picture once, in order; the last batch is smaller.
 
@@ -209,7 +209,7 @@ def ordered_batches(
     settings: LoaderSettings,
     where: Iterable[range],
     *,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
 ) -> Iterator[ImageBatch]:
     """The views that training sees, in the order of the source: what a token bank is made of.
 
@@ -232,7 +232,7 @@ def pair_batches(
     settings: LoaderSettings,
     samples_seen: int,
     *,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
 ) -> Iterator[ImageBatch]:
     """The micro-batches of pieces of pictures and masks of this rank, for ever.
 
@@ -268,7 +268,7 @@ def whole_pairs(
     share: tuple[int, int] = (0, 1),
     *,
     workers: int = 0,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
 ) -> Iterator[WholePair]:
     """Each picture once as it is, with its mask, in order.
 
@@ -311,7 +311,7 @@ def _runs(count: int, batch_size: int, share: tuple[int, int]) -> list[range]:
     return [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
 
 
-def _logged(items: Iterator[_Item], log: BadPictureLog | _Refusal | None) -> Iterator[ImageBatch]:
+def _logged(items: Iterator[_Item], log: BadPictureTaker | None) -> Iterator[ImageBatch]:
     for item in items:
         if item.refusal is not None:
             raise UserError(item.refusal)

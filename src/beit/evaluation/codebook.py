@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from beit.errors import UserError
+from beit.evaluation.ranks import summed_over_ranks
 from beit.objectives.evidence_bound import (
     bits_per_dimension,
     code_counts,
@@ -64,7 +65,7 @@ class CodebookReport:
 
 @dataclass
 class _Sums:
-    """Running sums on the device; float64 on a CPU would not change a printed digit."""
+    """Running sums in float64, on the device until the end."""
 
     counts: Tensor  # (K,)
     posterior: Tensor  # (K,)
@@ -74,28 +75,50 @@ class _Sums:
     log_density: Tensor
     images: int = 0
     places: int = 0
-    dimensions: int = 0  # D of one picture
+    pixels: int = 0  # values, three a pixel
+
+    @classmethod
+    def none(cls, vocabulary: int, device: torch.device) -> "_Sums":
+        """Of no pictures."""
+        one, codes = (
+            torch.zeros(size, dtype=torch.float64, device=device) for size in ((), vocabulary)
+        )
+        return cls(codes, codes.clone(), one, one, one, one)
+
+    def over_ranks(self) -> "_Sums":
+        """Those of all ranks, on the CPU."""
+        each = (self.entropy, self.squared_hard, self.squared_soft, self.log_density)
+        counted = [float(number) for number in (self.images, self.places, self.pixels)]
+        whole = torch.tensor(counted, dtype=torch.float64)
+        counts, posterior, parts, whole = summed_over_ranks(
+            self.counts, self.posterior, torch.stack(each), whole
+        )
+        images, places, pixels = (round(number) for number in whole.tolist())
+        shared, hard, soft, density = parts.unbind()
+        return _Sums(counts, posterior, shared, hard, soft, density, images, places, pixels)
 
 
 @torch.no_grad()
 def codebook_report(model: DiscreteVAE, images: Iterable[Tensor], seed: int = 0) -> CodebookReport:
     """Run a tokenizer over a whole set.
 
+    With a process group every rank must call this with its share of the set; only `bound` then
+    depends on the number of ranks, by the noise of its draws.
+
     Args:
         model: The tokenizer, on the device of the pictures.
         images: Batches (B, 3, H, W) of floats in [0, 1].
-        seed: Of the codes drawn for the evidence bound.
+        seed: Of the codes drawn for the evidence bound; another on each rank.
 
     Raises:
         UserError: There are no pictures.
     """
     device = model.log_variance.device
     generator = torch.Generator(device).manual_seed(seed)
-    zero = torch.zeros((), device=device)
-    per_code = torch.zeros(model.vocabulary, device=device)
-    sums = _Sums(per_code, per_code.clone(), zero, zero, zero, zero)
+    sums = _Sums.none(model.vocabulary, device)
     for batch in images:
         _add_batch(sums, model, batch, generator)
+    sums = sums.over_ranks()
     if not sums.images:
         raise UserError("the validation set is empty: give at least one picture to measure on.")
     return _report(sums)
@@ -108,18 +131,22 @@ def _add_batch(sums: _Sums, model: DiscreteVAE, images: Tensor, generator: torch
     codes = logits.argmax(1)
     sums.counts += code_counts(codes, model.vocabulary)
     sums.posterior += posterior.sum(dim=(0, 2, 3))
-    sums.entropy = sums.entropy - (posterior * log_posterior).sum()
+    sums.entropy = sums.entropy - _summed(posterior * log_posterior)
     hard = model.mean_pixels(model.decode_codes(codes))
     soft = model.mean_pixels(model.decode(posterior))
-    sums.squared_hard = sums.squared_hard + (hard - images).square().sum()
-    sums.squared_soft = sums.squared_soft + (soft - images).square().sum()
+    sums.squared_hard = sums.squared_hard + _summed((hard - images).square())
+    sums.squared_soft = sums.squared_soft + _summed((soft - images).square())
     noise = torch.empty_like(logits).exponential_(generator=generator)
     drawn = model.decode_codes((log_posterior - noise.log()).argmax(1))
     density = picture_log_density(images, drawn, model.log_variance)
-    sums.log_density = sums.log_density + density.sum()
+    sums.log_density = sums.log_density + _summed(density)
     sums.images += len(images)
     sums.places += codes.numel()
-    sums.dimensions = images[0].numel()
+    sums.pixels += images.numel()
+
+
+def _summed(values: Tensor) -> Tensor:
+    return values.sum(dtype=torch.float64)
 
 
 def _report(sums: _Sums) -> CodebookReport:
@@ -127,8 +154,8 @@ def _report(sums: _Sums) -> CodebookReport:
     posterior_entropy = float(sums.entropy) / sums.places
     kl = math.log(vocabulary) - posterior_entropy
     marginal = math.log(vocabulary) - float(entropy(sums.posterior / sums.places))
-    pixels = sums.images * sums.dimensions
-    mse_hard, mse_soft = float(sums.squared_hard) / pixels, float(sums.squared_soft) / pixels
+    mse_hard = float(sums.squared_hard) / sums.pixels
+    mse_soft = float(sums.squared_soft) / sums.pixels
     perplexity = float(code_perplexity(sums.counts))
     bound = (float(sums.log_density) - kl * sums.places) / sums.images
     return CodebookReport(
@@ -144,7 +171,7 @@ def _report(sums: _Sums) -> CodebookReport:
         mse_soft=mse_soft,
         mse_gap=mse_soft - mse_hard,
         bound=bound,
-        bits_per_dimension=bits_per_dimension(bound, sums.dimensions),
+        bits_per_dimension=bits_per_dimension(bound, sums.pixels // sums.images),
     )
 
 

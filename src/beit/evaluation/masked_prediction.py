@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from beit.batch import ImageBatch, Masks
 from beit.errors import UserError
+from beit.evaluation.ranks import summed_over_ranks
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def evaluate_masked_prediction(
 ) -> MaskedPrediction:
     """Measure masked-token prediction and its baselines over a whole set.
 
+    With a process group every rank must call this with its share of the set.
+
     Args:
         batches: Prepared batches with masks, already where the callables want them.
         predict_logits: Gives (B, M, K) scores of the codes at the listed places; in evaluation
@@ -77,9 +80,7 @@ def evaluate_masked_prediction(
     for batch in batches:
         assert batch.masks is not None, "masked prediction needs masks"
         _add(sums, batch.masks, predict_logits(batch), codes(batch))
-    if not sums.pictures:
-        raise UserError("There is no picture to evaluate on: the data set is empty.")
-    return _result(sums, training_counts)
+    return _result(*_over_ranks(sums), training_counts)
 
 
 def _add(sums: _Sums, masks: Masks, logits: Tensor, codes: Tensor) -> None:
@@ -103,25 +104,40 @@ def _count(codes: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
     return counts.index_add_(0, codes.flatten(), weight.flatten().double())
 
 
-def _result(sums: _Sums, training_counts: Tensor | None) -> MaskedPrediction:
-    masked = torch.as_tensor(sums.masked_counts).cpu()
-    everywhere = torch.as_tensor(sums.all_counts).cpu()
+def _over_ranks(sums: _Sums) -> tuple[Tensor, Tensor, Tensor]:
+    """(4,) pictures, right, copied and loss, then both (K,) counts, of all ranks, on the CPU."""
+    numbers = (sums.pictures, sums.right, sums.copied, sums.loss)
+    joined = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+    counts = [
+        torch.as_tensor(count, dtype=torch.float64).expand(sums.vocabulary).contiguous()
+        for count in (sums.all_counts, sums.masked_counts)
+    ]
+    joined, everywhere, masked = summed_over_ranks(joined, *counts)
+    return joined, everywhere, masked
+
+
+def _result(
+    numbers: Tensor, everywhere: Tensor, masked: Tensor, training_counts: Tensor | None
+) -> MaskedPrediction:
+    pictures, right, copied, lost = numbers.tolist()
+    if not pictures:
+        raise UserError("There is no picture to evaluate on: the data set is empty.")
     places = float(masked.sum())
     if places == 0:
         raise UserError("No patch is masked in the whole set: set a mask ratio above zero.")
     favourite = int((everywhere if training_counts is None else training_counts.cpu()).argmax())
-    loss = float(sums.loss) / places
+    loss = lost / places
     marginal = entropy_of_counts(everywhere)
     return MaskedPrediction(
-        pictures=sums.pictures,
+        pictures=round(pictures),
         places=round(places),
-        accuracy=float(sums.right) / places,
+        accuracy=right / places,
         loss=loss,
         marginal_entropy=marginal,
         constant_loss=entropy_of_counts(masked),
         bits_saved=(marginal - loss) / math.log(2),
         most_frequent_accuracy=float(masked[favourite]) / places,
-        neighbour_copy_accuracy=float(sums.copied) / places,
+        neighbour_copy_accuracy=copied / places,
     )
 
 

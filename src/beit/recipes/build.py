@@ -84,6 +84,11 @@ def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
     return max(1, min(16, (cores or 1) // ranks - 1))
 
 
+def evaluation_workers(data: DataRecipe, world: World, device: torch.device) -> int:
+    """Loader processes of an evaluation: a CPU is busy with computing, a GPU would wait."""
+    return choose_workers(data, device, world.size) if device.type == "cuda" else 0
+
+
 def tokenizer_config(recipe: TokenizerModelRecipe) -> DiscreteVAEConfig:
     """The discrete VAE's architecture."""
     explicit = recipe.model_dump(exclude={"preset"}, exclude_none=True)

@@ -116,12 +116,10 @@ class _Measurement:
     def of(self, model: Classifier) -> ClassificationReport:
         size = self.recipe.encoder.image_size
         views = view_settings(self.recipe.views, patch_view=size, random=False)
-        world = self.stage.world
         score = ClassificationScore(model.classes)
         was_training = model.training
         model.eval()
-        share = (world.rank, world.size)
-        for batch in self.stage.validation_batches(views, None, EVALUATION_BATCH, share):
+        for batch in self.stage.validation_batches(views, None, EVALUATION_BATCH):
             assert batch.patch_view is not None and batch.label is not None
             score.update(model(batch.patch_view), batch.label)
         model.train(was_training)

@@ -1,13 +1,16 @@
 """`beit evaluate`: a trained model measured on pictures whose answers are known."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
+from beit.data.bad_pictures import BadPictureTaker
 from beit.data.packed import Split
 from beit.data.pair_files import PairSplit
 from beit.data.pairs import open_pairs
@@ -76,10 +79,26 @@ def _classified(
             "folder give that folder itself and --split all"
         )
     source = open_source(data, cast(Split, split))
-    report = classified(finished, source, world, device)
+    unreadable = _Unreadable(source)
+    report = classified(finished, source, world, device, unreadable)
     model = finished.model
     names = model.labels or source.classes
-    return described(report, model.labels), _class_table(report, names)
+    (count,) = world.sum_host([unreadable.count])
+    found = {**described(report, model.labels), "unreadable": round(count)}
+    return found, _class_table(report, names)
+
+
+@dataclass
+class _Unreadable:
+    """Names the pictures that a score is without."""
+
+    source: Source
+    count: int = 0
+
+    def add(self, replaced: Sequence[tuple[int, str]]) -> None:
+        for index, reason in replaced:
+            print(f"{self.source.identity(index)}: {reason}; left out", file=sys.stderr)
+            self.count += 1
 
 
 def _segmented(
@@ -126,9 +145,13 @@ def iou_table(found: Mapping[str, Any]) -> Table:
 
 @torch.inference_mode()
 def classified(
-    finished: Finished, source: Source, world: World, device: torch.device
+    finished: Finished,
+    source: Source,
+    world: World,
+    device: torch.device,
+    unreadable: BadPictureTaker | None = None,
 ) -> ClassificationReport:
-    """Classify every picture of a source once."""
+    """Classify every picture of a source once; who is told of those that cannot be read."""
     model = finished.model
     assert isinstance(model, Classifier)
     places = matched_labels(model, source)
@@ -136,7 +159,7 @@ def classified(
     score = ClassificationScore(model.classes)
     share = (world.rank, world.size)
     for batch in prepared_batches(
-        source, finished.views, None, EVALUATION_BATCH, device, share=share
+        source, finished.views, None, EVALUATION_BATCH, device, unreadable, share
     ):
         assert batch.patch_view is not None and batch.label is not None
         score.update(model(batch.patch_view), places.to(device)[batch.label])

@@ -107,10 +107,11 @@ def measured(
     world: World,
     device: torch.device,
     log: BadPictureLog | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Mean IoU and its kin over every picture of a source, shared out over the ranks."""
     score = SegmentationScore(model.classes)
-    for pair in whole_pairs(source, (world.rank, world.size), log=log):
+    for pair in whole_pairs(source, (world.rank, world.size), workers=workers, log=log):
         found = dense_classes(logits_of(model), pair.image, settings, device)
         score.update(found.cpu(), pair.mask)
     return score.compute()
@@ -173,7 +174,7 @@ class _Segmentation:
         stage, model = self.stage, task.model
         was_training = model.training
         model.eval()
-        where = stage.world, stage.device, self._log
+        where = stage.world, stage.device, self._log, stage.evaluation_workers
         self.found = measured(model, self.validation, dense_settings(self.recipe), *where)
         model.train(was_training)
         self.found["labels"] = list(model.labels)

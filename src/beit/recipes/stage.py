@@ -17,7 +17,7 @@ from torch import nn
 
 from beit.batch import ImageBatch
 from beit.data.augment import prepare
-from beit.data.bad_pictures import BadPictureLog
+from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.draws import MaskPlan
 from beit.data.loader import evaluation_batches, training_batches
 from beit.data.samples import Codes
@@ -30,7 +30,7 @@ from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult
 from beit.errors import UserError
 from beit.files import atomic_write_text, sha256_of
-from beit.recipes.build import fit_settings, loader_settings
+from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
 from beit.recipes.downstream_models import Recipe
 from beit.recipes.models import Frozen
@@ -105,29 +105,28 @@ class Stage:
         )
 
     def validation_batches(
-        self,
-        views: ViewSettings,
-        masks: MaskPlan | None,
-        batch_size: int,
-        share: tuple[int, int] = (0, 1),
+        self, views: ViewSettings, masks: MaskPlan | None, batch_size: int
     ) -> Iterator[ImageBatch]:
-        """Centre crops of the validation pictures (or a rank's share) on the device, each once."""
-        log, none = self._bad_validation_pictures, True
-        where = self.device, log, share
-        for batch in prepared_batches(self.validation, views, masks, batch_size, *where):
+        """Centre crops of this rank's share of the validation pictures on the device, each once."""
+        none, world = True, self.world
+        how = self._bad_validation_pictures, (world.rank, world.size), self.evaluation_workers
+        for batch in prepared_batches(self.validation, views, masks, batch_size, self.device, *how):
             none = False
             yield batch
-        if none and share[1] == 1:
+        if none and world.size == 1:
             raise UserError(
                 f"not one of the {len(self.validation)} validation pictures can be read; "
                 f"{self.run.path / BAD_VALIDATION_PICTURES} names them"
             )
 
+    @property
+    def evaluation_workers(self) -> int:
+        """Loader processes of an evaluation on this rank."""
+        return evaluation_workers(self.recipe.data, self.world, self.device)
+
     @cached_property
-    def _bad_validation_pictures(self) -> BadPictureLog | None:
+    def _bad_validation_pictures(self) -> BadPictureLog:
         """Names the unreadable ones, which are left out; they never stop a run."""
-        if not self.world.main:
-            return None
         name = BAD_VALIDATION_PICTURES
         return BadPictureLog(self.run.path, self.validation, 1.0, name=name)
 
@@ -154,11 +153,13 @@ def prepared_batches(
     masks: MaskPlan | None,
     batch_size: int,
     device: torch.device,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
     share: tuple[int, int] = (0, 1),
+    workers: int = 0,
 ) -> Iterator[ImageBatch]:
     """An evaluation pass with the device work done."""
-    batches = evaluation_batches(source, views, masks, batch_size, workers=0, share=share, log=log)
+    how = batch_size, workers
+    batches = evaluation_batches(source, views, masks, *how, share=share, log=log)
     for batch in batches:
         yield prepare(batch.to(device))
 

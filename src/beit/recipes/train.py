@@ -96,7 +96,7 @@ class CodebookWatch:
         """The codebook over the validation set."""
         views = view_settings(self.recipe.views, token_view=model.image_size, random=False)
         batches = self.stage.validation_batches(views, None, EVALUATION_BATCH)
-        return codebook_report(model, token_views(batches))
+        return codebook_report(model, token_views(batches), self.stage.world.rank)
 
 
 def token_views(batches: Iterator[ImageBatch]) -> Iterator[Tensor]:
