@@ -270,7 +270,8 @@ def start_child(function: Callable[..., None], *arguments: Any) -> Any:
     context.set_forkserver_preload(["__main__", "engine.engine_toy"])  # torch is imported once
     process = context.Process(target=function, args=arguments)
     path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where the server finds this file
+    places = [str(Path(__file__).parents[1]), *filter(None, [path])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)  # where the server finds this file
     try:
         process.start()
     finally:

@@ -54,6 +54,21 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     assert in_child(try_to_open, str(tmp_path)) == 0
 
 
+def test_a_folder_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "run")
+    with RunFolder.open(tmp_path / "run"):
+        with pytest.raises(UserError, match="already training"):
+            RunFolder.open(link, resume=True)
+        (tmp_path / "other").mkdir()
+        link.unlink()
+        link.symlink_to(tmp_path / "other")
+    with RunFolder.open(link) as run:
+        link.unlink()  # the run stays where it was begun, and gives up the lock there
+        assert run.checkpoints == tmp_path / "other" / "checkpoints"
+    RunFolder.open(tmp_path / "other", resume=True).close()
+
+
 def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
     process = start_child(hold, str(tmp_path))
     while len(list(tmp_path.glob("ready-*"))) < 2:

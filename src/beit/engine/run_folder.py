@@ -33,7 +33,8 @@ class RunFolder:
             UserError: The folder holds something and `resume` was not asked for, or another process
                 is training in it.
         """
-        folder = Path(path).absolute()
+        # One name for one folder, however it is reached: what is held is known by its name.
+        folder = Path(os.path.realpath(path))
         if not main:
             return cls(folder, None)
         if folder.exists() and not folder.is_dir():
