@@ -72,7 +72,8 @@ def fit(
     settings.micro_batch(world.size)
     resume = resume or (restarted() and run is not None)
     assert run is not None or not resume, "resuming needs a run folder"
-    with _deterministic(settings.deterministic), _kept_generators():
+    device = world.device(settings.device)
+    with _deterministic(settings.deterministic), _kept_generators(device):
         whole = _Run(task, settings, world, run, fingerprints or {})
         return whole.train(batches, prepare, evaluate, resume)
 
@@ -307,10 +308,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Leave the caller's random state as it was."""
-    state = torch.get_rng_state()
-    try:
+def _kept_generators(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random state as it was: `torch.manual_seed` sets the device's, too."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-    finally:
-        torch.set_rng_state(state)
