@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from beit.engine.signals import ECHO, LAUNCHED, StoppedBySignal
 from beit.errors import UserError
+from beit.files import atomic_write_text
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -115,14 +116,14 @@ def tell_launcher(message: str, status: int) -> bool:
         return False
     extra = {"py_callstack": "", "timestamp": str(int(time.time())), "status": status}
     body = {"message": {"message": message, "extraInfo": extra}}
-    Path(target).write_text(json.dumps(body), encoding="utf-8")
+    atomic_write_text(Path(target), json.dumps(body))
     return True
 
 
 def register_rank(local_rank: int) -> None:
     """Tell our launcher, if there is one, which process a rank is."""
-    if LAUNCHED in os.environ:
-        Path(os.environ[LAUNCHED], f"{local_rank}.pid").write_text(str(os.getpid()))
+    if LAUNCHED in os.environ:  # whole or not at all: a signal may have the launcher look just now
+        atomic_write_text(Path(os.environ[LAUNCHED], f"{local_rank}.pid"), str(os.getpid()))
 
 
 def restarted() -> bool:
