@@ -43,7 +43,10 @@ def rank_body(folder: str, rank: int, port: int, poison: int | None) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    if rank == 1:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"  # as if on a host of its own
     with process_group("cpu") as world:
+        assert world.local_size == 2 - rank
         assert world.sum_host([1.0, float(rank)]) == [2.0, 1.0]
         assert world.tell("grüße" if rank == 0 else "") == "grüße"
         assert world.any_host(rank == 1)

@@ -1,11 +1,14 @@
 """From a recipe's words to what the device gets."""
 
+import os
+
 import pytest
 import torch
 
 from beit.engine.distribution import World
-from beit.recipes.build import choose_precision, evaluation_workers
+from beit.recipes.build import choose_precision, evaluation_workers, loader_settings
 from beit.recipes.models import DataRecipe
+from beit.recipes.named import tokenizer_recipe
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -26,3 +29,21 @@ def test_auto_takes_bfloat16_where_the_card_multiplies_it(
 def test_loader_processes_decode_for_an_evaluation_on_a_gpu_alone() -> None:
     assert evaluation_workers(DataRecipe(workers=3), World(), torch.device("cuda")) == 3
     assert evaluation_workers(DataRecipe(workers=3), World(), torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize(
+    ("world", "workers"),
+    [
+        (World(), 16),
+        (World(3, 8, local_rank=3, local_size=8), 7),
+        (World(11, 16, local_rank=3, local_size=8), 7),  # two hosts
+        (World(1, 16, local_rank=0, local_size=1), 16),  # sixteen hosts
+    ],
+)
+def test_ranks_share_the_cores_of_their_own_host(
+    world: World, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    recipe = tokenizer_recipe("small")
+    assert recipe.data.workers is None
+    assert loader_settings(recipe, world, torch.device("cuda")).workers == workers

@@ -40,6 +40,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1  # ranks on this host
 
     @property
     def main(self) -> bool:
@@ -180,7 +181,9 @@ def _join(device: str) -> World:
     dist.init_process_group(backend, timeout=_TIMEOUT)
     if backend == "nccl":
         _host_group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank)
+    size = dist.get_world_size()
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return World(dist.get_rank(), size, local_rank, local_size)
 
 
 def _leave(*, wait: bool) -> None:

@@ -75,6 +75,11 @@ def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
     """Loader processes a rank: one core stays with the step, at most 16.
 
     On a CPU the step itself uses every core, so one worker is enough to overlap decoding.
+
+    Args:
+        data: What the recipe says.
+        device: Where the step runs.
+        ranks: Ranks on this host; they share its cores, whatever others there are elsewhere.
     """
     if data.workers is not None:
         return data.workers
@@ -86,7 +91,7 @@ def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
 
 def evaluation_workers(data: DataRecipe, world: World, device: torch.device) -> int:
     """Loader processes of an evaluation: a CPU is busy with computing, a GPU would wait."""
-    return choose_workers(data, device, world.size) if device.type == "cuda" else 0
+    return choose_workers(data, device, world.local_size) if device.type == "cuda" else 0
 
 
 def tokenizer_config(recipe: TokenizerModelRecipe) -> DiscreteVAEConfig:
@@ -177,7 +182,7 @@ def loader_settings(recipe: Recipe, world: World, device: torch.device) -> Loade
         ranks=world.size,
         rank=world.rank,
         accumulation=recipe.optim.accumulate,
-        workers=choose_workers(recipe.data, device, world.size),
+        workers=choose_workers(recipe.data, device, world.local_size),
         timeout=recipe.data.timeout,
         pin_memory=device.type == "cuda",
         views=recipe.tokens.views if isinstance(recipe, PretrainRecipe) else None,
