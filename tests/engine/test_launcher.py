@@ -2,9 +2,12 @@ import os
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from beit.engine.launcher import register_rank
+from beit.engine import launcher
+from beit.engine.launcher import LEFT_ALONE, RankError, register_rank
 from beit.engine.signals import LAUNCHED
+from beit.errors import UserError
 
 
 def test_a_rank_is_registered_whole_or_not_at_all(
@@ -23,3 +26,17 @@ def test_a_rank_is_registered_whole_or_not_at_all(
     register_rank(3)
     assert seen == [[]] and os.listdir(tmp_path) == ["3.pid"]
     assert (tmp_path / "3.pid").read_text() == str(os.getpid())
+
+
+def explained(*statuses: int) -> Exception:
+    """What the launcher makes of ranks that left with these statuses and told it nothing."""
+    failures = [ProcessFailure(n, 100 + n, status, "") for n, status in enumerate(statuses)]
+    return launcher._explained(failures, len(failures))
+
+
+def test_a_rank_that_told_the_user_itself_is_the_users_mistake() -> None:
+    for statuses in ((2, 2), (1, 2), (LEFT_ALONE, 2)):
+        error = explained(*statuses)
+        assert isinstance(error, UserError) and "the reason above" in str(error)
+    for statuses in ((1, LEFT_ALONE), (2, -9)):
+        assert isinstance(explained(*statuses), RankError)

@@ -197,8 +197,10 @@ def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
     def order(failure: "ProcessFailure") -> tuple[int, int]:
         _, status = _told(failure.error_file_data)
         killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and status is None
-        left_alone = failure.exitcode == LEFT_ALONE
-        return (0 if killed else 1 if status == 2 else 3 if left_alone else 2, failure.timestamp)
+        if killed or status == 2:
+            return (0 if killed else 1, failure.timestamp)
+        place = {2: 2, LEFT_ALONE: 4}.get(failure.exitcode, 3)
+        return (place, failure.timestamp)
 
     first = min(failures, key=order)
     text, status = _told(first.error_file_data)
@@ -210,6 +212,8 @@ def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         return RankError(f"{where} was killed by {name}; the run can go on with --resume")
+    if first.exitcode == 2:  # before it had joined the others; it has told the user itself
+        return UserError(f"{where} refused what was asked for, with the reason above")
     return RankError(f"{where} failed with exit status {first.exitcode}")
 
 

@@ -59,12 +59,12 @@ def make_bank(
     Raises:
         UserError: The recipe needs no tokens, or the bank cannot be made there.
     """
-    if recipe.objective.target == "pixels":
-        raise UserError("a bank has no use: objective.target is pixels")
-    if views is not None:
-        recipe = replace(recipe, {"tokens.views": views})
     device = choose_device(request.device)
     with process_group(device.type) as world:
+        if recipe.objective.target == "pixels":
+            raise UserError("a bank has no use: objective.target is pixels")
+        if views is not None:
+            recipe = replace(recipe, {"tokens.views": views})
         source = open_source(request.data, "train")
         vae = load_tokenizer(Path(tokenizer)).to(device).requires_grad_(False).eval()
         reader = token_reader(recipe, vae)

@@ -40,17 +40,15 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
         init: What to start from: a run, a model folder, a weight file, or "none".
     """
     device = choose_device(request.device)
-    sources = labelled_sources(recipe, request.data)
-    start = start_from(recipe.encoder, init, recipe.engine.seed)
-    model = classifier(recipe, start, sources[0].classes)
-    with (
-        process_group(device.type) as world,
-        open_stage(recipe, request, world, device, sources) as stage,
-    ):
-        if world.main:
-            start.keep(stage.run.path)
-            print(f"classify: {start.sentence}", file=sys.stderr, flush=True)
-        return _classify(recipe, stage, model)
+    with process_group(device.type) as world:  # around all that can be refused: told once, then
+        sources = labelled_sources(recipe, request.data)
+        start = start_from(recipe.encoder, init, recipe.engine.seed)
+        model = classifier(recipe, start, sources[0].classes)
+        with open_stage(recipe, request, world, device, sources) as stage:
+            if world.main:
+                start.keep(stage.run.path)
+                print(f"classify: {start.sentence}", file=sys.stderr, flush=True)
+            return _classify(recipe, stage, model)
 
 
 def labelled_sources(recipe: ClassifyRecipe, data: str) -> tuple[Source, Source]:

@@ -54,8 +54,8 @@ def evaluate(
         UserError: The model or the pictures are unusable, or a class is not known to the model.
     """
     place = choose_device(device)
-    finished = read_finished(spec)
     with process_group(place.type) as world:
+        finished = read_finished(spec)
         if isinstance(finished.model, Segmenter):
             found, table = _segmented(finished, data, split, world, place, dense or {})
         else:

@@ -45,17 +45,15 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
         init: What to start from: a run, a model folder, a weight file, or "none".
     """
     device = choose_device(request.device)
-    train, validation = paired_sources(recipe, request.data)
-    start = start_from(recipe.encoder, init, recipe.engine.seed)
-    model = segmenter(recipe, start, train.classes)
-    with (
-        process_group(device.type) as world,
-        open_stage(recipe, request, world, device, (train, validation)) as stage,
-    ):
-        if world.main:
-            start.keep(stage.run.path)
-            print(f"segment: {start.sentence}", file=sys.stderr, flush=True)
-        return _Segmentation(recipe, stage, train, validation).run(model)
+    with process_group(device.type) as world:  # around all that can be refused: told once, then
+        train, validation = paired_sources(recipe, request.data)
+        start = start_from(recipe.encoder, init, recipe.engine.seed)
+        model = segmenter(recipe, start, train.classes)
+        with open_stage(recipe, request, world, device, (train, validation)) as stage:
+            if world.main:
+                start.keep(stage.run.path)
+                print(f"segment: {start.sentence}", file=sys.stderr, flush=True)
+            return _Segmentation(recipe, stage, train, validation).run(model)
 
 
 def paired_sources(recipe: SegmentRecipe, data: str) -> tuple[PairSource, PairSource]:
