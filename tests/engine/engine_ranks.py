@@ -29,6 +29,8 @@ def act(mode: str, done: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "bug" and done == 6 and rank == 0:
         raise KeyError("a bug")
+    if mode == "alone" and done == 6 and rank == 1:
+        raise UserError("the second rank has no memory left")
     told = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL}
     if mode in told and done >= 6 and rank == 0:
         with suppress(ProcessLookupError):

@@ -3,17 +3,20 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from beit.engine import distribution
 from beit.engine.checkpoints import Checkpoints, read_snapshot
 from beit.engine.distribution import World, current_world, launch, process_group
 from beit.engine.failure import Diverged
 from beit.engine.running import RunningStatistics
-from beit.errors import UserError
+from beit.errors import Interrupted, UserError
 from engine.engine_toy import SETTINGS, hash_of, rows_of, run_toy, start_child
 
 PLAIN = replace(SETTINGS, accumulate=2)
@@ -115,11 +118,49 @@ def command(mode: str, folder: Path, *more: str) -> tuple[int, str, float]:
     script = Path(__file__).with_name("engine_ranks.py")
     arguments = [sys.executable, str(script), mode, str(folder), *more]
     started = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    places = [str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     done = subprocess.run(
         arguments, capture_output=True, text=True, timeout=120, check=False, env=environment
     )
     return done.returncode, done.stderr, time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("error", "together"),
+    [
+        (None, True),
+        (Interrupted("a stop"), True),
+        (Diverged("not a number"), True),
+        (UserError("no memory left"), False),
+        (KeyError("a bug"), False),
+    ],
+)
+def test_what_one_rank_alone_may_see_waits_for_no_other(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, together: bool
+) -> None:
+    """nccl's ordered end can last until the time limit when the others sit in a sum."""
+    done: list[str] = []
+
+    def destroy(group: object = None) -> None:
+        done.append("wait for all" if group is None else "host group")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distribution, "_join", lambda device: World(1, 2))
+    monkeypatch.setattr(distribution, "_host_group", object())
+    monkeypatch.setattr(
+        distribution, "_abort_device_group", lambda: done.append("abort"), raising=False
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
+    with suppress(Exception), process_group("cuda"):
+        if error is not None:
+            raise error
+    assert done == (["wait for all"] if together else ["abort", "host group"])
+
+
+def test_a_mistake_that_one_rank_finds_in_the_middle_ends_all_soon(tmp_path: Path) -> None:
+    status, told, _ = command("alone", tmp_path)
+    assert status == 2 and told == "user: the second rank has no memory left\n"
 
 
 def test_a_users_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:

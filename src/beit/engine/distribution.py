@@ -8,7 +8,7 @@ so that asking never waits for the device.
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from traceback import clear_frames
@@ -137,10 +137,14 @@ def process_group(device: str = "cpu") -> Iterator[World]:
         yield _current
         return
     previous, _current = _current, _join(device)
-    aborted = False
+    together = False
     try:
         yield _current
+        together = True
     except (UserError, Interrupted, Diverged) as error:
+        # All ranks agree on a stop and see the same numbers; a mistake (no memory, too many bad
+        # pictures) may be seen by one alone, while the others wait for it in the next sum.
+        together = not isinstance(error, UserError)
         clear_frames(error.__traceback__)
         status = _status(error)
         if tell_launcher(str(error), status):
@@ -148,7 +152,6 @@ def process_group(device: str = "cpu") -> Iterator[World]:
             raise SystemExit(0 if status > 128 else status) from None
         raise
     except Exception as error:
-        aborted = True
         clear_frames(error.__traceback__)
         name = f"rank {_current.rank} of {_current.size}"
         failure = RankError(f"{name} failed: {type(error).__name__}: {error}")
@@ -157,7 +160,7 @@ def process_group(device: str = "cpu") -> Iterator[World]:
         raise failure from error
     finally:
         _current = previous
-        _leave(wait=not (aborted and device == "cuda"))
+        _leave(together=together)
 
 
 def _is_left_alone(error: Exception) -> bool:
@@ -186,7 +189,7 @@ def _join(device: str) -> World:
     return World(dist.get_rank(), size, local_rank, local_size)
 
 
-def _leave(*, wait: bool) -> None:
+def _leave(*, together: bool) -> None:
     """Take the groups apart while Python is still whole.
 
     A group lives as long as anything refers to it (DDP does, in cycles), and one whose threads are
@@ -194,10 +197,21 @@ def _leave(*, wait: bool) -> None:
     DDP holds is collected here.
 
     Args:
-        wait: Whether to end the groups in order; nccl may wait for ranks that never come.
+        together: Whether all ranks leave now; nccl's ordered end may wait for the others until
+            the time limit, so it is broken off when they may never come. gloo waits for nobody.
     """
     global _host_group
-    _host_group = None
-    if wait:
+    host, _host_group = _host_group, None
+    if together or host is None:
         dist.destroy_process_group()
+    else:
+        with suppress(RuntimeError):  # a broken device must not hide why we leave
+            _abort_device_group()
+            dist.destroy_process_group(host)
     gc.collect()
+
+
+def _abort_device_group() -> None:
+    group = dist.group.WORLD
+    assert group is not None
+    group.abort()
