@@ -85,6 +85,13 @@ def test_bad_pictures_are_named_and_left_out(folder: Path, tmp_path: Path, capfd
     assert "17 of 17 pictures" in told.err and "1 of 17 pictures cannot be read" in told.err
 
 
+def test_a_picture_too_long_for_a_jpeg_is_named_and_left_out() -> None:
+    long = Image.new("RGB", (70_000, 3))
+    with pytest.raises(BadPicture, match="70000 x 3 pixels, too long for a JPEG"):
+        packing.encoded(long, b"", PackSettings(short_side=8))
+    assert packing.encoded(long, b"", PackSettings(short_side=2))[:2] == b"\xff\xd8"
+
+
 def test_a_small_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
     Image.fromarray(scene(20, 24)).save(tmp_path / "a.jpg", quality=60)
     data = (tmp_path / "a.jpg").read_bytes()

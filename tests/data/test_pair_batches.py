@@ -33,6 +33,7 @@ class Painted:
     classes: tuple[str, ...] = tuple(f"class {k}" for k in range(250))
     palette: Palette | None = None
     pixels: tuple[int, ...] = ()
+    bad: tuple[tuple[int, str], ...] = ()
 
     def __init__(
         self, size: int, bad: tuple[int, ...] = (), bad_masks: tuple[int, ...] = ()
@@ -173,7 +174,7 @@ def test_bad_pictures_and_bad_masks_are_named_and_replaced(tmp_path: Path) -> No
 
 def test_when_nothing_can_be_read_the_run_stops_with_names() -> None:
     nothing = Painted(3, bad_masks=(0, 1, 2))
-    with pytest.raises(UserError, match=r"in a row .*picture-\d \(mask: truncated\)"):
+    with pytest.raises(UserError, match=r"were tried.*picture-\d \(mask: truncated\)"):
         next(pair_batches(nothing, VIEWS, LoaderSettings(2), 0))
     with pytest.raises(UserError, match="no picture"):
         next(pair_batches(Painted(0), VIEWS, LoaderSettings(2), 0))

@@ -257,7 +257,7 @@ def _nothing_readable(root: Path) -> None:
         (_name_differs, r"1 of 4 files in .*images/train have no mask .* p1.png"),
         (_two_pictures_one_mask, "5 files for 4 masks: several are called p1"),
         (_other_size, r"p1.png in .* is 24 x 21 pixels and its mask 10 x 12 \(and 1 more such\)"),
-        (_colours, r"mask of p1.png .* holds mask: colours \(RGB\).*0, 1, 2"),
+        (_colours, r"mask of p1.png .* holds colours \(RGB\).*0, 1, 2"),
         (_sixteen_bits, "mask of p1.png .* 16-bit values up to 25500"),
         (_unknown_value, "mask of p1.png in .* the unknown value 3: 3 classes .* 0 to 2, .*zero"),
         (_all_ignored, r"hold no class at all: every pixel is 255"),
@@ -283,6 +283,16 @@ def test_what_will_not_do_is_refused_in_a_sentence(
     with pytest.raises(UserError, match=told) as refusal:
         open_pairs(str(root), "train", rescan=True)
     assert "\n" not in str(refusal.value)
+
+
+def test_too_many_unreadable_ones_are_refused_before_training(tmp_path: Path) -> None:
+    root = pair_folder(tmp_path)
+    (root / "annotations" / "train" / "p1.png").write_bytes(b"no picture")
+    for rescan in (True, False):  # seen, and remembered
+        train, val = open_pairs(str(root), "train", rescan=rescan), open_pairs(str(root), "val")
+        check_pairs(train, val, 0.25)
+        with pytest.raises(UserError, match=r"1 of 4 .* more than the 1.0% allowed, p1.png first"):
+            check_pairs(train, val, 0.01)
 
 
 def test_classes_that_do_not_fit_beside_two_ignored_numbers_are_refused(tmp_path: Path) -> None:

@@ -236,6 +236,9 @@ def test_half_precision_logits_are_averaged_in_full() -> None:
         ({"stride_share": 1.5}, "stride"),
         ({"scales": ()}, "scales"),
         ({"scales": (1.0, 0.0)}, "scales"),
+        ({"scales": (1.0, float("nan"))}, "scales"),
+        ({"scales": (float("inf"),)}, "scales"),
+        ({"scales": (1e9,)}, "0.05 to 20"),
         ({"mode": "whole", "scales": (0.5, 1.0)}, "mode slide"),
     ],
 )

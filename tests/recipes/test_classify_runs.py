@@ -100,7 +100,7 @@ def test_predict_names_what_is_on_pictures(learned: Path, data: Path, tmp_path: 
     table = beit("predict", learned, str(data / "val" / "*" / "001.png"))
     assert [line.split()[1] for line in table.out.splitlines()] == list(CLASSES)
     refused = beit("predict", learned, bad)
-    assert refused.status == 2 and "could be read" in refused.complaint
+    assert refused.status == 2 and "cannot be read" in refused.complaint
     refused = beit("predict", learned, tmp_path / "nothing-*.png")
     assert refused.status == 2 and "names no picture" in refused.complaint
 

@@ -63,11 +63,11 @@ def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(task: str, tmp_
     assert list(run.glob("failure-step-*"))
 
 
-def _photos(spoil: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+def _photos(spoil: Callable[[Path], object], **fields: Any) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         data = coloured(folder / "data")
         spoil(data)
-        return classifying(folder / "run", data)
+        return classifying(folder / "run", data, **fields)
 
     return make
 
@@ -104,6 +104,14 @@ def _flat(data: Path) -> None:
                 home.rmdir()
 
 
+def _unvalidated(data: Path) -> None:
+    """Eight pictures of two classes: too few for a part to be held out."""
+    shutil.rmtree(data / "val")
+    shutil.rmtree(data / "train" / "red")
+    for file in sorted((data / "train").rglob("*.png"))[::2]:
+        file.unlink()
+
+
 def _mask(value: int | None = None, size: tuple[int, int] | None = None) -> Callable[[Path], None]:
     def spoil(data: Path) -> None:
         file = data / "annotations" / "train" / "002.png"
@@ -121,6 +129,22 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "one picture": (_photos(lambda data: _only(data, "red", 1)), ["one"]),
     "class only in train": (_photos(lambda data: shutil.rmtree(data / "val" / "red")), ["red"]),
     "class only in val": (_photos(lambda data: shutil.rmtree(data / "train" / "red")), ["red"]),
+    "parts as classes": (
+        _photos(lambda data: (data / "train").rename(data / "Training")),
+        ["Training", "name those", "train and val"],
+    ),
+    "patience without validation": (
+        _photos(lambda data: _unvalidated(data), patience=2),
+        ["--patience", "val"],
+    ),
+    "unreadable mask": (
+        _pairs(lambda data: (data / "annotations/train/002.png").write_bytes(b"no")),
+        ["002", "--data.bad_share"],
+    ),
+    "init of nothing": (
+        lambda folder: classifying(folder / "run", coloured(folder), ""),
+        ["empty"],
+    ),
     "labels missing": (_photos(_flat), ["no classes", "folder of its name"]),
     "mask of another size": (_pairs(_mask(size=(9, 9))), ["002", "9"]),
     "unknown mask value": (_pairs(_mask(value=77)), ["77"]),

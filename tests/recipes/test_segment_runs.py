@@ -116,6 +116,13 @@ def test_predict_overwrites_no_picture(learned: Path, data: Path, tmp_path: Path
     assert before == {path: path.read_bytes() for path in photos.iterdir()}
 
 
+def test_a_class_that_no_mask_holds_is_told(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "classes.txt").write_text("dark\nbright\ncar\n")
+    outcome = beit(*segmenting(tmp_path / "run", tmp_path / "data", optim__steps=1))
+    assert outcome.status == 0 and "holds car: 1 of the classes cannot be learned" in outcome.err
+
+
 def test_names_of_masks_and_overlays_never_meet(learned: Path, data: Path, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "masks"
     photos.mkdir()

@@ -44,13 +44,15 @@ def named_files(words: Sequence[str]) -> FileList:
     """Find the pictures that files, folders and patterns (`photos/*.jpg`) name.
 
     A file is taken whatever it is called; of a folder all pictures below it, in the order of their
-    paths. A picture named twice is taken once.
+    paths. A picture named twice, also by way of a link, is taken once.
 
     Raises:
         UserError: A word names nothing.
     """
-    paths = dict.fromkeys(path for word in words for path in _found(word))
-    return FileList(list(paths))
+    paths: dict[bytes, bytes] = {}
+    for path in (path for word in words for path in _found(word)):
+        paths.setdefault(os.path.realpath(path), path)
+    return FileList(list(paths.values()))
 
 
 def _found(word: str) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from beit.data.subset import Subset
 from beit.errors import UserError
 from beit.randomness import sample_generator
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(%|/ ?class)")
 _WAYS = "all, a percentage such as 10%, or a number a class such as 50/class"
 
@@ -135,6 +136,7 @@ def check_classes(train: Source, validation: Source) -> None:
         raise UserError(
             f"{train.name} holds {count} to train on: a classifier needs some of two classes"
         )
+    _refuse_splits_as_classes(train)
     trained = _counts(train, "training")
     validated: Integers = np.zeros(0, np.int64)
     if len(validation):
@@ -153,6 +155,15 @@ def check_classes(train: Source, validation: Source) -> None:
         raise UserError(
             f"training and validation classes differ: {train.classes[missing[0]]} has training "
             f"pictures but none in validation ({validation.name}); give both the same classes"
+        )
+
+
+def _refuse_splits_as_classes(train: Source) -> None:
+    """`Training/` and `test/` are no classes, and nothing is learned from taking them for some."""
+    if train.classes and {name.lower() for name in train.classes} <= _SPLITS:
+        raise UserError(
+            f"the folders {', '.join(train.classes)} of {train.name} look like parts of a set and "
+            "not like classes: name those to train on and to measure on train and val"
         )
 
 

@@ -120,10 +120,12 @@ class _Batches(Dataset[_Item], Generic[Sample]):
                 return self.kind.sample(index, key)
             except BadPicture as error:
                 bad.append((index, error.reason))
-        failures = bad[start:]
-        named = "; ".join(f"{self.source.identity(i)} ({reason})" for i, reason in failures[:5])
+        failures = dict(bad[start:])
+        some = list(failures.items())[:5]
+        named = "; ".join(f"{self.source.identity(index)} ({reason})" for index, reason in some)
         raise UserError(
-            f"{len(failures)} pictures in a row of {self.source.name} cannot be read: {named}"
+            f"{len(failures)} of {len(self.source)} pictures of {self.source.name} were tried, and "
+            f"none can be read: {named}; `beit data check` names all that have to go"
         )
 
 

@@ -28,7 +28,7 @@ from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.pair_files import FolderPairs
 from beit.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _AT_ONCE = 16
 _VALUES = 256  # a mask's pixel is a byte
 
@@ -39,6 +39,7 @@ class Survey:
 
     counts: NDArray[np.int64]  # (256,) pixels of each number
     first: NDArray[np.int64]  # (256,) the first picture with that number, -1 = none
+    bad: tuple[tuple[int, str], ...] = ()  # pictures or masks that cannot be read, and why
 
 
 @dataclass
@@ -122,7 +123,7 @@ class MaskSurveys:
         def write(folder: Path) -> None:
             save_array(folder, "counts", found.counts)
             save_array(folder, "first", found.first)
-            save_meta(folder, {"version": _VERSION})
+            save_meta(folder, {"version": _VERSION, "bad": found.bad})
 
         publish_generation(key, write)
         return found
@@ -131,10 +132,12 @@ class MaskSurveys:
 def _known(key: str) -> Survey | None:
     folder = current_generation(key)
     try:
-        if folder is None or load_meta(folder).get("version") != _VERSION:
+        meta = {} if folder is None else load_meta(folder)
+        if folder is None or meta.get("version") != _VERSION:
             return None
-        return Survey(open_array(folder, "counts"), open_array(folder, "first"))
-    except (OSError, ValueError):
+        bad = tuple((int(index), str(reason)) for index, reason in meta["bad"])
+        return Survey(open_array(folder, "counts"), open_array(folder, "first"), bad)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -143,7 +146,7 @@ def _look_at_all(pairs: FolderPairs, workers: int) -> Survey:
     for tally in _tallies(pairs, workers):
         total.add(tally)
     _refuse(pairs, total)
-    return Survey(total.counts, total.first)
+    return Survey(total.counts, total.first, tuple(total.bad))
 
 
 def _tallies(pairs: FolderPairs, workers: int) -> Iterator[_Tally]:
@@ -158,8 +161,9 @@ def _refuse(pairs: FolderPairs, tally: _Tally) -> None:
     name = pairs.images.identity
     if tally.colours:
         index, reason = tally.colours[0]
+        what = reason.removeprefix("mask: ")
         raise UserError(
-            f"the mask of {name(index)} in {pairs.name} holds {reason}{_more(tally.colours)}: a "
+            f"the mask of {name(index)} in {pairs.name} holds {what}{_more(tally.colours)}: a "
             "mask is a grey or palette PNG whose pixel values are 0, 1, 2, ... and 255 for "
             "unlabelled pixels"
         )
@@ -174,7 +178,7 @@ def _refuse(pairs: FolderPairs, tally: _Tally) -> None:
         index, reason = tally.bad[0]
         raise UserError(
             f"no picture of {pairs.name} can be read together with its mask; the first is "
-            f"{name(index)} ({reason})"
+            f"{name(index)} ({reason}); masks are PNG files"
         )
 
 

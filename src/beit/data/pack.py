@@ -34,6 +34,7 @@ from beit.files import atomic_write_text, fsync_file, fsync_folder
 
 BAD = "bad_pictures.jsonl"
 _PARTS = "parts"  # what is known of the shards that are finished
+_LONGEST_JPEG = 65_500  # libjpeg's, a little below what 16 bits could tell
 _JPEG = b"\xff\xd8"
 
 
@@ -239,6 +240,9 @@ def encoded(image: Image.Image, data: bytes, settings: PackSettings) -> bytes:
         data: The file it came from, empty when there is none. A JPEG that is small enough stays as
             it is unless writing it again saves bytes: each writing loses a little.
         settings: Short side and quality.
+
+    Raises:
+        BadPicture: It is too long for a JPEG, also when made smaller.
     """
     short = min(image.size)
     resized = short > settings.short_side
@@ -248,6 +252,8 @@ def encoded(image: Image.Image, data: bytes, settings: PackSettings) -> bytes:
             for side in image.size
         )
         image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if max(image.size) > _LONGEST_JPEG:
+        raise BadPicture(f"{image.width} x {image.height} pixels, too long for a JPEG")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=settings.quality)
     written = buffer.getvalue()

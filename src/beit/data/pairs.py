@@ -36,6 +36,7 @@ class PairSource(Source, Protocol):
 
     palette: Palette | None  # a colour a class
     pixels: tuple[int, ...]  # of each class, in all masks together
+    bad: tuple[tuple[int, str], ...]  # places that cannot be read, picture or mask, and why
 
     def mask(self, index: int, /) -> NDArray[np.uint8]:
         """The class of each pixel, (H, W), 255 = ignored; raises `BadPicture`."""
@@ -49,7 +50,7 @@ class LabelledPairs:
         pairs: FolderPairs,
         classes: tuple[str, ...],
         palette: Palette | None,
-        counts: NDArray[np.int64],
+        found: Survey,
         shift: int,
     ) -> None:
         """Give the numbers their meaning.
@@ -58,13 +59,14 @@ class LabelledPairs:
             pairs: What there is.
             classes: The names.
             palette: A colour each, None = none are known.
-            counts: (256,) pixels of each stored number.
+            found: What a look at every mask has shown.
             shift: The stored number of class 0; smaller numbers are ignored.
         """
         self.name = pairs.name
         self.classes = classes
         self.palette = palette
-        self.pixels = tuple(int(count) for count in counts[shift : shift + len(classes)])
+        self.pixels = tuple(int(count) for count in found.counts[shift : shift + len(classes)])
+        self.bad = found.bad
         self.fingerprint = f"{pairs.fingerprint}-{shift}-{len(classes)}"
         self._pairs = pairs
         self._shift = shift
@@ -166,15 +168,27 @@ def _open_pairs(
     found = surveys.of(chosen)
     _refuse_numbers(chosen, found, len(names), shift)
     palette = palette_of_file(os.path.join(root, b"palette.txt"), len(names))
-    return LabelledPairs(chosen, names, palette, found.counts, shift)
+    return LabelledPairs(chosen, names, palette, found, shift)
 
 
-def check_pairs(train: PairSource, validation: PairSource) -> None:
+def check_pairs(train: PairSource, validation: PairSource, bad_share: float = 1.0) -> None:
     """Refuse a pair of splits that cannot be trained and judged together.
 
+    Args:
+        train: What is learned from.
+        validation: What is measured on.
+        bad_share: How many of the training pictures may be unreadable.
+
     Raises:
-        UserError: A single training picture, or classes that differ.
+        UserError: A single training picture, too many that cannot be read, or classes that differ.
     """
+    if len(train.bad) > bad_share * len(train):
+        index, reason = train.bad[0]
+        raise UserError(
+            f"{len(train.bad)} of {len(train)} pictures of {train.name} cannot be read, more than "
+            f"the {bad_share:.1%} allowed, {train.identity(index)} first ({reason}): mend or "
+            "remove them with their masks, or raise --data.bad_share"
+        )
     if len(train) < 2:
         raise UserError(f"{train.name} holds a single picture; training needs two or more")
     if train.classes != validation.classes:

@@ -47,7 +47,7 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(folder)
-        except PermissionError as error:
+        except OSError as error:  # no right, a file on the way, a disk that is full or read-only
             raise UserError(f"{path} cannot be written to ({error.strerror})") from error
         return cls(folder, lock)
 

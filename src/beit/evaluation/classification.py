@@ -107,7 +107,7 @@ class ClassificationScore:
         near, there, named, confusion = torch.split(counts, parts)
         pictures = int(there.sum())
         if not pictures:
-            raise UserError("there is no picture to evaluate on: the data set is empty")
+            raise UserError("there is no picture to measure on: there are none that can be read")
         return ClassificationReport(
             top1=float(named.sum()) / pictures,
             top5=float(near) / pictures,

@@ -21,6 +21,7 @@ from beit.errors import UserError
 LogitsOf = Callable[[Tensor], Tensor]  # normalised (B, 3, h, w) -> (B, C, any, any)
 
 _LONGEST = 8  # times the short side: longer pictures are made smaller, or windows would never end
+_SCALES = (0.05, 20.0)  # of use; beyond, a picture is a dot or fills the memory
 _WINDOWS = 8  # seen at once
 _BAND = 1 << 24  # numbers (C x rows x W) brought to the picture's own size at once
 
@@ -45,8 +46,9 @@ class DenseSettings:
             raise UserError(f"a picture is seen whole or by slide, not by {self.mode!r}")
         if not 0 < self.stride_share <= 1:
             raise UserError(f"the stride's share must lie in (0, 1], not {self.stride_share}")
-        if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"scales must be one or more above 0, not {self.scales}")
+        low, high = _SCALES
+        if not self.scales or not all(low <= scale <= high for scale in self.scales):
+            raise UserError(f"scales must be one or more of {low} to {high}, not {self.scales}")
         if self.mode == "whole" and set(self.scales) != {1.0}:
             raise UserError(
                 f"a picture seen whole has the model's size, so scales {self.scales} change "

@@ -12,6 +12,7 @@ from torch import nn
 from beit.data.labels import check_classes, choose_labels
 from beit.data.sources import Source, open_source
 from beit.engine.distribution import process_group
+from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
 from beit.files import atomic_write_text
 from beit.nn.classifier import Classifier
@@ -47,7 +48,8 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
         with open_stage(recipe, request, world, device, sources) as stage:
             if world.main:
                 start.keep(stage.run.path)
-                print(f"classify: {start.sentence}", file=sys.stderr, flush=True)
+                for sentence in (start.sentence, *_unmeasured(sources[1])):
+                    print(f"classify: {sentence}", file=sys.stderr, flush=True)
             return _classify(recipe, stage, model)
 
 
@@ -55,8 +57,20 @@ def labelled_sources(recipe: ClassifyRecipe, data: str) -> tuple[Source, Source]
     """The labels that are learned from, and the pictures to measure on; unfit ones are refused."""
     train, validation = (open_source(data, split) for split in ("train", "val"))
     check_classes(train, validation)
+    if recipe.patience is not None and not len(validation):
+        raise UserError(
+            f"--patience has nothing to go by: {validation.name} has no pictures to validate on; "
+            "give it a val folder, or leave --patience out"
+        )
     chosen = choose_labels(train, str(recipe.data.labels), recipe.engine.seed)
     return chosen, validation
+
+
+def _unmeasured(validation: Source) -> list[str]:
+    """A sentence about a run that nothing will be known of."""
+    if len(validation):
+        return []
+    return ["no pictures to validate on: nothing is measured, and no best model is kept"]
 
 
 def classifier(recipe: ClassifyRecipe, start: Start, labels: tuple[str, ...]) -> Classifier:

@@ -54,20 +54,31 @@ def evaluate(
         UserError: The model or the pictures are unusable, or a class is not known to the model.
     """
     place = choose_device(device)
+    if out is not None:
+        _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
         finished = read_finished(spec)
         if isinstance(finished.model, Segmenter):
             found, table = _segmented(finished, data, split, world, place, dense or {})
         else:
+            if dense:
+                raise UserError("--mode, --scales and --flip are for segmenters; leave them out")
             found, table = _classified(finished, data, split, world, place)
     if not world.main:
         return {}
     result = {"model": str(spec), "data": data, "split": split, **found}
-    if out is not None:
-        atomic_write_text(Path(out), json.dumps(result, indent=2) + "\n")
     if not quiet:
         print(text_table(table))
+    if out is not None:
+        atomic_write_text(Path(out), json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """See that a result can be kept before it is worked for."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        what = "is a folder" if out.is_dir() else "would lie in a folder that is not there"
+        raise UserError(f"{out} {what}: name a file for --out")
 
 
 def _classified(
@@ -79,6 +90,11 @@ def _classified(
             "folder give that folder itself and --split all"
         )
     source = open_source(data, cast(Split, split))
+    if not len(source):
+        raise UserError(
+            f"{source.name} has no {split} part to measure on (sets of a few pictures are not "
+            "split by themselves): name another --split, such as all"
+        )
     unreadable = _Unreadable(source)
     report = classified(finished, source, world, device, unreadable)
     model = finished.model

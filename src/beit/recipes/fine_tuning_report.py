@@ -42,7 +42,7 @@ def classification_sections(run: RunFiles) -> list[Section]:
     sections = [
         Section(
             "Fine-tuning",
-            ["Points are measured over the whole validation set. " + _began(run)],
+            [_measured_on(run) + _began(run)],
             [Figure(curves(run.metrics, CLASSIFY_CURVES), "", "Curves of the fine-tuning")],
         )
     ]
@@ -54,9 +54,15 @@ def classification_sections(run: RunFiles) -> list[Section]:
             caption = "Rows are the true classes, columns what the model says."
             figures.append(Figure(figure, caption, "Confusion matrix"))
         sections.append(Section("Where it errs", [], figures, [_class_table(found)]))
-    if run.finished and run.source is not None and run.source.classes:
+    if found and run.finished and run.source is not None and run.source.classes:
         sections += _mistakes(read_finished(run.path), run.source)
     return sections
+
+
+def _measured_on(run: RunFiles) -> str:
+    if any(row["split"] == "val" for row in run.metrics):
+        return "Points are measured over the whole validation set. "
+    return "Nothing was measured on validation pictures. "
 
 
 def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]:
@@ -64,7 +70,7 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
     sections = [
         Section(
             "Fine-tuning",
-            ["Points are measured over the whole validation set. " + _began(run)],
+            [_measured_on(run) + _began(run)],
             [Figure(curves(run.metrics, SEGMENT_CURVES), "", "Curves of the fine-tuning")],
         )
     ]

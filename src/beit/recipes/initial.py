@@ -49,12 +49,13 @@ class Initial:
     foreign: ForeignModel | None = None
 
 
-def read_initial(spec: str | Path) -> Initial:
+def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
     """Read a model to start from.
 
     Args:
         spec: A run or model folder of ours, a transformers folder, a `.pth`, `.pt` or
             `.safetensors` file, `timm:NAME`, or `hf://owner/name`.
+        otherwise: What else the user could give, for the sentence that there is nothing.
 
     Raises:
         UserError: There is nothing there, or nothing with an encoder in it.
@@ -64,8 +65,7 @@ def read_initial(spec: str | Path) -> Initial:
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if not path.exists():
         raise UserError(
-            f"there is no {spec} to start from; give a finished run, a model folder or a weight "
-            f"file, or `--init {NOTHING}` to train from scratch"
+            f"there is no {spec}: give a finished run, a model folder or a weight file{otherwise}"
         )
     if path.is_dir() and "kind" in saved_models.read_config(path):
         return _ours(path)
@@ -176,7 +176,9 @@ def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
         torch.manual_seed(seed + INITIALISATION_STREAM)
         encoder = Encoder(config)
         return Start(_without_mask(encoder))
-    given = read_initial(init)
+    if not init.strip():
+        raise UserError(f"--init is empty: give a model, or `--init {NOTHING}` for none")
+    given = read_initial(init, f", or `--init {NOTHING}` to train from scratch")
     wanted = _following(given.encoder.config, config, recipe, init)
     encoder, notes = adapted(given.encoder, wanted)
     return Start(_without_mask(encoder), init, given, (*given.notes, *notes))

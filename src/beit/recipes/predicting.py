@@ -79,7 +79,9 @@ def predict(
     for entry in bad:
         print(f"{entry['picture']}: {entry['reason']}", file=sys.stderr)
     if not done:
-        raise UserError(f"not one of the {len(files)} pictures could be read")
+        count = len(files)
+        which = "the picture cannot" if count == 1 else f"none of the {count} pictures can"
+        raise UserError(f"{which} be read")
     return {"model": str(spec), "pictures": done, "unreadable": bad}
 
 
@@ -92,6 +94,11 @@ def _labels(
 ) -> int:
     model = finished.model
     assert isinstance(model, Classifier)
+    if wishes.out is not None or wishes.dense:
+        raise UserError(
+            "the model is a classifier: --out, --mode, --scales and --flip are for segmenters; "
+            "leave them out"
+        )
     if not 1 <= wishes.top <= model.classes:
         raise UserError(
             f"--top {wishes.top}: the model knows {model.classes} classes; ask for 1 to that"
@@ -122,7 +129,10 @@ def _masks(
     settings = settings_of(model, finished.facts, **wishes.dense)
     palette = _palette(finished.facts)
     targets = _targets(files, wishes.out)
-    wishes.out.mkdir(parents=True, exist_ok=True)
+    try:
+        wishes.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{wishes.out} cannot be a folder of masks ({error.strerror})") from error
     done = 0
     for index in range(len(files)):
         try:

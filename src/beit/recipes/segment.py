@@ -52,7 +52,8 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
         with open_stage(recipe, request, world, device, (train, validation)) as stage:
             if world.main:
                 start.keep(stage.run.path)
-                print(f"segment: {start.sentence}", file=sys.stderr, flush=True)
+                for sentence in (start.sentence, *_absent(train)):
+                    print(f"segment: {sentence}", file=sys.stderr, flush=True)
             return _Segmentation(recipe, stage, train, validation).run(model)
 
 
@@ -61,8 +62,17 @@ def paired_sources(recipe: SegmentRecipe, data: str) -> tuple[PairSource, PairSo
     reduced = recipe.data.reduce_zero_label
     train = open_pairs(data, "train", reduce_zero_label=reduced)
     validation = open_pairs(data, "val", reduce_zero_label=reduced)
-    check_pairs(train, validation)
+    check_pairs(train, validation, recipe.data.bad_share)
     return train, validation
+
+
+def _absent(train: PairSource) -> list[str]:
+    """A sentence about classes of which there is no pixel to learn from."""
+    names = [name for name, count in zip(train.classes, train.pixels, strict=True) if not count]
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return [f"no mask to train on holds {shown}: {len(names)} of the classes cannot be learned"]
 
 
 def segmenter(recipe: SegmentRecipe, start: Start, labels: tuple[str, ...]) -> Segmenter:
