@@ -1,5 +1,6 @@
 """What a person is told: exit statuses, one sentence for a mistake, one object for a program."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ TOLD: list[tuple[BaseException, int, str]] = [
     (torch.OutOfMemoryError("CUDA\nand more"), 1, "out of memory (CUDA); choose a smaller"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory (Default"),
     (UserError("the batch is wrong"), 2, "the batch is wrong"),
+    (OSError(errno.ENOSPC, "No space", "a/b"), 2, "a/b cannot be written (No space): make room"),
+    (OSError(errno.EDQUOT, "Quota"), 2, "the disk cannot be written (Quota): make room"),
     (StoppedBySignal("stopped by SIGTERM", 15), 143, "stopped by SIGTERM"),
     (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
 ]
@@ -177,7 +180,12 @@ def test_known_failures_are_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "error", [ZeroDivisionError("x"), caused(RankError("rank 1 failed"), ZeroDivisionError("x"))]
+    "error",
+    [
+        OSError(errno.EIO, "ZeroDivisionError: x"),
+        ZeroDivisionError("x"),
+        caused(RankError("rank 1 failed"), ZeroDivisionError("x")),
+    ],
 )
 def test_a_fault_of_ours_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -212,13 +212,44 @@ def test_disk_full_leaves_the_previous(
     assert not list(store.folder.glob("*.tmp-*"))
 
 
+def test_a_disk_that_also_refuses_to_clean_up_leaves_the_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = saved(tmp_path, 1, 2)
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "write_synced", read_only)
+    monkeypatch.setattr(module, "_remove_ours", read_only)
+    with pytest.raises(UserError, match="step 3 .* the checkpoints before it are intact"):
+        store.save(toy_snapshot(3))
+
+
+def test_a_disk_that_refuses_to_retire_the_oldest_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = saved(tmp_path, 1, 2)
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "_remove_ours", read_only)
+    with pytest.raises(UserError, match="Read-only file system"):
+        store.save(toy_snapshot(3))
+    monkeypatch.undo()
+    assert Checkpoints(store.folder).load().snapshot.step == 3  # type: ignore[union-attr]
+
+
 def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = saved(tmp_path, 1)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 5 * 10**6))
     store.require_space(10**6)  # two more of 1 MB and a little
-    with pytest.raises(UserError, match=r"5000000 bytes free and checkpoints need 8097152 "):
+    with pytest.raises(UserError, match=r"5000000 bytes free and the run needs 8097152 "):
         store.require_space(3 * 10**6)
+    with pytest.raises(UserError, match=r"the run needs 6097152 "):
+        store.require_space(10**6, beside=2 * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10))
     with pytest.raises(UserError, match="10 bytes free"):
         store.save(toy_snapshot(2))

@@ -145,7 +145,7 @@ def test_a_full_disk_is_seen_before_the_run(
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage())
-    with pytest.raises(UserError, match="1000 bytes free and checkpoints need"):
+    with pytest.raises(UserError, match="1000 bytes free and the run needs"):
         run_toy(tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 

@@ -1,9 +1,10 @@
 """The command line: what a person types, and what they are told.
 
 Progress goes to standard error, results to standard output; with `--json` the last line of standard
-output is one JSON object. Exit status: 0 done, 2 the user's mistake, 1 ours (with a traceback where
-a sentence does not say it all), 128 + the signal's number when a signal ended the run (its state is
-saved). Nothing heavy is imported before a command is known, so that `--help` answers at once.
+output is one JSON object. Exit status: 0 done, 2 the user's mistake or a full
+disk, 1 ours (with a traceback where a sentence does not say it all), 128 + the signal's number when
+a signal ended the run (its state is saved). Nothing heavy is imported before a command is known, so
+that `--help` answers at once.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 from beit import __version__
 from beit.cli import looking, training, using
 from beit.cli.arguments import Parser, unexpected, without_overrides
-from beit.errors import Interrupted, UserError
+from beit.errors import Interrupted, UserError, disk_complaint
 
 __all__ = ["main", "parser"]
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _nobody_reads()
     except Exception as error:
-        return _ours(error)
+        complaint = disk_complaint(error)
+        return _ours(error) if complaint is None else _complain(complaint, 2)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from typing import IO, Protocol
 
 from beit.data.sources import Source
 from beit.errors import UserError
+from beit.files import naming
 
 FILE_NAME = "bad_pictures.jsonl"
 _SHOWN = 5
@@ -73,7 +74,8 @@ class BadPictureLog:
         try:
             size = os.fstat(descriptor).st_size
             cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a crash
-            os.write(descriptor, (b"\n" if cut else b"") + line.encode())
+            with naming(self._path):
+                os.write(descriptor, (b"\n" if cut else b"") + line.encode())
         finally:
             os.close(descriptor)
 

@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -79,14 +80,18 @@ class Checkpoints:
             if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 _remove_ours(path, _OURS)
 
-    def require_space(self, snapshot_size: int) -> None:
+    def require_space(self, snapshot_size: int, beside: int = 0) -> None:
         """Refuse to start a run whose checkpoints the disk cannot hold.
+
+        Args:
+            snapshot_size: Bytes of the tensors of one.
+            beside: Bytes of the models that the run writes beside them.
 
         Raises:
             UserError: There is less room than the run will need at its fullest.
         """
         missing = self.keep + 1 - len(self.steps())
-        _require(self.folder, max(1, missing) * (snapshot_size + _SLACK))
+        _require(self.folder, max(1, missing) * (snapshot_size + _SLACK) + beside)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first, verified or not."""
@@ -115,15 +120,16 @@ class Checkpoints:
             self._set_aside(final)
             os.rename(temporary, final)
             fsync_folder(self.folder)
+            self._refused.discard(final.name)
+            self._retire()
         except (OSError, SafetensorError) as error:
-            _remove_ours(temporary, _OURS)
+            with suppress(OSError):  # a disk that takes nothing may refuse to remove as well
+                _remove_ours(temporary, _OURS)
             raise UserError(
                 f"the checkpoint of step {snapshot.step} could not be written to {self.folder} "
                 f"({error}); the checkpoints before it are intact: make room there "
                 f"({human_bytes(snapshot.size())} a checkpoint) and go on with --resume"
             ) from error
-        self._refused.discard(final.name)
-        self._retire()
         return final
 
     def load(self) -> Loaded | None:
@@ -285,6 +291,6 @@ def _require(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {free} bytes free and checkpoints need {needed} "
+            f"{folder} has {free} bytes free and the run needs {needed} "
             f"({human_bytes(needed)}): make room there or choose another --out"
         )

@@ -127,7 +127,7 @@ class _Run:
         self, batches: Batches, prepare: Prepare | None, evaluate: Evaluate | None, resume: bool
     ) -> FitResult:
         """Go from where the run stands to its end."""
-        self.storage.prepare()
+        self.storage.prepare(self.settings.models)
         notes = self._resume() if resume else []
         if self.settings.compile:
             for child in self.task.children():

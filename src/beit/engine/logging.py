@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from beit.files import fsync_folder, human_bytes
+from beit.files import fsync_folder, human_bytes, naming
 
 Row = Mapping[str, Any]
 _PLACE = frozenset({"step", "epoch", "samples_seen", "split"})
@@ -39,26 +39,30 @@ class MetricsLog:
         """
         if path.exists():
             _truncate(path, {"train": step, "val": step if evaluated is None else evaluated})
+        self._path = path
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows and hand them to the system."""
-        self._file.write("".join(encode_row(row) + "\n" for row in rows))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(encode_row(row) + "\n" for row in rows))
+            self._file.flush()
 
     def sync(self) -> None:
         """Bring the rows to the disk; done before a checkpoint of their step appears."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with naming(self._path):  # what could not be written is tried once more
+            self._file.close()
 
 
 def _truncate(path: Path, last: Mapping[str, int]) -> None:
     """Keep whole lines up to the last steps; atomically, line by line, for logs of any length."""
     temporary = path.with_name(path.name + ".tmp")
-    with path.open("rb") as old, temporary.open("wb") as new:
+    with naming(temporary), path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
             if _is_kept(line, last):
                 new.write(line)
@@ -157,9 +161,10 @@ class Progress:
     def close(self) -> None:
         """End the live line and close the log."""
         self._end_line()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            with naming(Path(log.name)):
+                log.close()
 
     def _measure(self, now: float, step: int, samples: int) -> None:
         if self._started is None:
@@ -190,7 +195,9 @@ class Progress:
         return "  ".join(parts)
 
     def _write_log(self, text: str) -> None:
-        if self._log is not None:
+        if self._log is None:
+            return
+        with naming(Path(self._log.name)):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self._log.flush()
 

@@ -42,6 +42,8 @@ class FitSettings:
     epoch_size: int | None = None  # samples an epoch, for the log only
     tensorboard: bool = True
     accept_changed: frozenset[str] = frozenset()  # fingerprints that may differ when resuming
+    # Weights that are written in the end or on the way, as paths in the run folder; room is kept.
+    models: tuple[str, ...] = ("model.safetensors",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -1,6 +1,6 @@
 """Saving and resuming a run on any number of ranks: rank 0 writes, all agree on what came of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,7 +11,7 @@ from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
 from beit.engine.failure import Diverged, diverged_message, dump_batch, dump_state
 from beit.engine.run_folder import RunFolder
-from beit.engine.state import expected_size, restore, take_snapshot
+from beit.engine.state import expected_size, model_tensors, restore, take_snapshot
 from beit.engine.step import StepRecord
 from beit.errors import UserError
 
@@ -42,18 +42,29 @@ class Storage:
         self._accepted = accept_changed
         self._checkpoints = None if run is None else Checkpoints(run.checkpoints, keep)
 
-    def prepare(self) -> None:
-        """Make the folder, clear what killed saves left, and see that there is room."""
+    def prepare(self, models: Sequence[str] = ()) -> None:
+        """Make the folder, clear what killed saves left, and see that there is room.
+
+        Args:
+            models: Weights that the run writes beside the checkpoints, as paths in its folder.
+        """
         checkpoints = self._checkpoints
         if checkpoints is None:
             return
         size = expected_size(self._task, self._average is not None)
+        beside = self._unwritten(models) * sum(v.nbytes for v in model_tensors(self._task).values())
 
         def check() -> None:
             checkpoints.prepare()
-            checkpoints.require_space(size)
+            checkpoints.require_space(size, beside)
 
         self._on_main(check)
+
+    def _unwritten(self, models: Sequence[str]) -> int:
+        """Models that are not there yet; one is written beside itself before it is replaced."""
+        assert self._run is not None
+        there = [(self._run.path / model).is_file() for model in models]
+        return max(1, there.count(False))
 
     def save(self, step: int, state: Mapping[str, Any]) -> str:
         """Save the run as it is; return a phrase for the user that says where."""
