@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class Blow:
     number: signal.Signals
     task: str = ""  # class of the task
     done: int = -1  # steps it had done
-    file: str = ""  # the end of the file's path
+    file: str = ""  # pattern of the end of the file's path
 
     def prepare(self, patch: pytest.MonkeyPatch) -> None:
         """Arrange for the signal in this process."""
@@ -154,7 +155,7 @@ class Blow:
             return record
 
         def writing(path: Path, data: bytes) -> None:
-            if self.file and path.as_posix().endswith(self.file):
+            if self.file and fnmatch(path.as_posix(), f"*{self.file}"):
                 os.kill(os.getpid(), self.number)
             write(path, data)
 

@@ -1,9 +1,11 @@
 """Fine-tunings that are killed, diverge, or are asked for with data that will not do."""
 
+import errno
 import json
 import shutil
 import signal
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from beit import files
+from beit.engine.logging import MetricsLog
 from beit.files import sha256_of
 from recipes.fine_tuning_runs import classifying, coloured, halves, segmenting
 from recipes.recipe_runs import Blow, beit, in_child, rows_of
@@ -28,7 +32,7 @@ def test_killed_anywhere_it_ends_the_same(task: str, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     blows = [
         Blow(KILL, f"{name[task]}Task", 1),
-        Blow(KILL, file="best/config.json"),
+        Blow(KILL, file="best.tmp-*/config.json"),
         Blow(KILL, f"{name[task]}Task", 4),
         Blow(KILL, file="run/evaluation.json"),
         Blow(KILL, file="run/config.json"),
@@ -189,3 +193,36 @@ def test_an_init_that_fits_only_in_part_is_told_in_a_line_and_in_full(tmp_path: 
     record: dict[str, Any] = json.loads((tmp_path / "second" / "initial.json").read_text())
     tensors = load_file(tmp_path / "first" / "model.safetensors")
     assert sorted([*record["used"], *record["not_used"]]) == sorted(tensors)
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["best.tmp-*/model", "metrics", "result", "run/model", "config"])
+def test_a_full_disk_is_told_in_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the run writes, not only inside its checkpoints."""
+    data, run = coloured(tmp_path / "data"), tmp_path / "run"
+
+    def writing(path: Path, data: bytes) -> None:
+        if fnmatch(str(path), f"*{name}*"):
+            with files.naming(path):
+                raise OSError(*NO_SPACE.args)
+        write(path, data)
+
+    def flushing(log: MetricsLog, rows: object) -> None:
+        with files.naming(run / "metrics.jsonl"):
+            raise OSError(*NO_SPACE.args)
+
+    write = files.write_synced
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_synced", writing)
+        if name == "metrics":
+            patch.setattr(MetricsLog, "write", flushing)
+        outcome = beit(*classifying(run, data))
+    assert outcome.status == 2 and "Traceback" not in outcome.err, outcome.err
+    assert "cannot be written (No space left on device)" in outcome.complaint
+    assert str(run) in outcome.complaint and "--resume" in outcome.complaint
+    assert beit(*classifying(run, data), "--resume").status == 0
+    assert not list(run.rglob("*.tmp-*"))

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from beit.engine.protocol import Evaluation
+from beit.recipes.leftovers import BEST, replace_model
 from beit.recipes.stage import Stage
 from beit.report.metrics import read_metrics
 
-FOLDER = "best"
 Measure = Callable[[nn.Module], dict[str, float]]
 Save = Callable[[Path, nn.Module, dict[str, object]], None]
 
@@ -45,14 +45,15 @@ class BestWatch:
             self._values = self._before(step)
         value = metrics[self.key]
         if value > max(self._values, default=float("-inf")):
-            self._save(self.folder, task, {"step": step, self.key: value})
+            facts: dict[str, object] = {"step": step, self.key: value}
+            replace_model(self.folder, lambda folder: self._save(folder, task, facts))
         self._values.append(value)
         return Evaluation(metrics, self._reason())
 
     @property
     def folder(self) -> Path:
         """Where the best model is."""
-        return self.stage.run.path / FOLDER
+        return self.stage.run.path / BEST
 
     def best(self) -> dict[str, object] | None:
         """The step and the value of the best model, and where it is; None before any."""
@@ -61,7 +62,7 @@ class BestWatch:
             return None
         config = json.loads(file.read_text(encoding="utf-8"))
         facts = {name: config[name] for name in ("step", self.key)}
-        return {**facts, "model": str(self.stage.request.out / FOLDER)}
+        return {**facts, "model": str(self.stage.request.out / BEST)}
 
     def _before(self, step: int) -> list[float]:
         file = self.stage.run.metrics

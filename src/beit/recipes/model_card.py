@@ -17,7 +17,8 @@ from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import Segmenter
-from beit.recipes import best, saved_models
+from beit.recipes import saved_models
+from beit.recipes.leftovers import BEST
 from beit.recipes.private_paths import without_paths
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import Model
@@ -62,7 +63,7 @@ def story_of(source: Path, model: Model, data: str | None = None) -> Story:
         UserError: The run's recipe is damaged.
     """
     facts = saved_models.read_config(source)
-    is_best = source.absolute().name == best.FOLDER and (source.parent / "recipe.yaml").is_file()
+    is_best = source.absolute().name == BEST and (source.parent / "recipe.yaml").is_file()
     run = source.parent if is_best else source
     if not (run / "recipe.yaml").is_file():
         return Story(source, run, model, facts, data=data)

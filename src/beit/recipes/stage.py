@@ -28,11 +28,12 @@ from beit.engine.fit import fit
 from beit.engine.protocol import Batches, Evaluate
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult
-from beit.errors import UserError
+from beit.errors import UserError, disk_complaint
 from beit.files import atomic_write_text, sha256_of
 from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
-from beit.recipes.downstream_models import Recipe
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
+from beit.recipes.leftovers import BEST, clear_leftovers
 from beit.recipes.models import Frozen
 from beit.recipes.overrides import deciding_fields, without_later_fields
 
@@ -96,13 +97,20 @@ class Stage:
             task.to(self.device),
             batches,
             # Whether other data is accepted was decided by source.json, when the run was opened.
-            replace(settings, accept_changed=frozenset({"data"})),
+            replace(settings, accept_changed=frozenset({"data"}), models=self._models),
             run=self.run,
             prepare=prepare,
             evaluate=evaluate if len(self.validation) else None,
             resume=self.request.resume,
             fingerprints={"recipe": recipe_fingerprint(recipe), "data": self.train.fingerprint},
         )
+
+    @property
+    def _models(self) -> tuple[str, ...]:
+        """The weights that the run writes beside its checkpoints."""
+        final = "model.safetensors"
+        chosen = isinstance(self.recipe, (ClassifyRecipe, SegmentRecipe)) and len(self.validation)
+        return (f"{BEST}/{final}", final) if chosen else (final,)
 
     def validation_batches(
         self, views: ViewSettings, masks: MaskPlan | None, batch_size: int
@@ -180,13 +188,22 @@ def open_stage(
         world: The ranks.
         device: Where to train.
         sources: The pictures to train and to measure on, when another stage has them open.
+
+    Raises:
+        UserError: The run cannot go on there, or a disk is full while it is open.
     """
     train, validation = sources or (open_source(request.data, s) for s in ("train", "val"))
     refuse_impossible(recipe, world.size, len(train), device)
-    with _enter(request, main=world.main) as run:
-        if world.main:
-            _record(recipe, request, run, train)
-        yield Stage(recipe, request, world, device, run, train, validation)
+    try:
+        with _enter(request, main=world.main) as run:
+            if world.main:
+                _record(recipe, request, run, train)
+            yield Stage(recipe, request, world, device, run, train, validation)
+    except OSError as error:  # here, so that ranks tell it as they tell the user's mistakes
+        complaint = disk_complaint(error)
+        if complaint is None:
+            raise
+        raise UserError(complaint) from error
 
 
 def recipe_fingerprint(recipe: Frozen) -> str:
@@ -219,17 +236,10 @@ def _holds_something_else(folder: Path) -> bool:
     return any(not path.name.startswith(ours) for path in folder.iterdir())
 
 
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what a kill left of files that were being written; the folder is locked by us."""
-    for name in ("recipe.yaml", "source.json", "model.safetensors", "config.json", "result.json"):
-        for path in folder.glob(f"{name}.tmp-*"):
-            path.unlink()
-
-
 def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) -> None:
     """Write recipe.yaml and source.json, or see that a resumed run has the same of both."""
     file = run.path / "source.json"
-    _clear_leftovers(run.path)
+    clear_leftovers(run.path)
     if run.recipe.is_file():
         refuse_other_recipe(recipe, run.recipe)
     if file.is_file():
