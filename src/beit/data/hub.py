@@ -1,5 +1,8 @@
 """Data sets of the Hugging Face hub, read through the `datasets` package (an extra)."""
 
+import inspect
+import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ from PIL import Image
 
 from beit.data.decode import BadPicture, decode, read_bytes
 from beit.data.layout import VALIDATION_NAMES, hash_of, held_out
+from beit.data.naming import encode_path
 from beit.data.packed import Split
 from beit.errors import UserError
 
@@ -25,6 +29,7 @@ class HubSource:
         self.fingerprint = f"{rows._fingerprint}-{len(places)}"
         self._rows = rows.cast_column(picture, ImageFeature(decode=False))
         self._picture, self._label, self._places = picture, label, places
+        self._folders = _folders_of(name)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -34,7 +39,18 @@ class HubSource:
         cell = self._rows[int(self._places[index])][self._picture]
         if cell is None:
             raise BadPicture("no picture in this row")
-        return decode(cell["bytes"] if cell["bytes"] is not None else read_bytes(_path(cell)))
+        return decode(cell["bytes"] if cell["bytes"] is not None else self._own_file(cell))
+
+    def _own_file(self, cell: dict[str, Any]) -> bytes:
+        """The file that a row names, where it lies with the data set: a row is from outside.
+
+        Raises:
+            BadPicture: It lies elsewhere, or cannot be read.
+        """
+        path = str(cell["path"]).encode("utf-8", "surrogateescape")
+        if not any(_is_below(path, folder) for folder in self._folders):
+            raise BadPicture("a file outside the data set")
+        return read_bytes(path)
 
     def identity(self, index: int) -> str:
         """Name and row."""
@@ -73,7 +89,7 @@ def hub_source(name: str, split: Split) -> HubSource:
     except ImportError:
         raise UserError(f'hf:{name} needs the datasets package: pip install "beit[hub]"') from None
     try:
-        parts = datasets.load_dataset(name)
+        parts = datasets.load_dataset(name, **_no_code(datasets.load_dataset))
     except Exception as error:  # network, names, formats: the package has many ways to fail
         text = " ".join(str(error).split())[:160]
         raise UserError(f"hf:{name} cannot be opened ({text})") from None
@@ -106,6 +122,30 @@ def _columns(name: str, features: Any) -> tuple[str, str | None]:
     return pictures[0], labels[0] if labels else None
 
 
-def _path(cell: dict[str, Any]) -> bytes:
-    path: str = cell["path"]
-    return path.encode("utf-8", "surrogateescape")
+def _no_code(load_dataset: Any) -> dict[str, bool]:
+    """What forbids loading scripts where they still exist (datasets 3), whatever is in force there.
+
+    Later versions know neither scripts nor the argument.
+    """
+    known = "trust_remote_code" in inspect.signature(load_dataset).parameters
+    return {"trust_remote_code": False} if known else {}
+
+
+def _folders_of(name: str) -> tuple[bytes, ...]:
+    """Where a data set's files may lie: in the caches of the packages, or in its own folder."""
+    from datasets import config
+
+    names = ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH")
+    found = [getattr(config, each, None) for each in names]
+    with suppress(ImportError):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        found.append(HF_HUB_CACHE)
+    own = encode_path(name.removeprefix("hf:"))
+    kept = [os.fsencode(folder) for folder in found if folder is not None]
+    return (*kept, own) if os.path.isdir(own) else tuple(kept)
+
+
+def _is_below(path: bytes, folder: bytes) -> bool:
+    real, top = os.path.realpath(path), os.path.realpath(folder)
+    return real.startswith(os.path.join(top, b""))
