@@ -11,7 +11,7 @@ from PIL import Image
 from beit.data.decode import BadPicture
 from beit.data.hub import HubSource
 from beit.data.named import digits, stratified
-from beit.data.sources import open_source
+from beit.data.sources import HasBytes, open_source
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
 
@@ -57,6 +57,64 @@ def test_torchvisions_fake_data() -> None:
     assert train.identity(0).startswith("torchvision:FakeData/")
     assert 0 <= train.label(3) < len(train.classes)
     assert pickle.loads(pickle.dumps(train)).label(3) == train.label(3)
+
+
+_FILES = {
+    "Flowers102": "_image_files",
+    "OxfordIIITPet": "_images",
+    "Food101": "_image_files",
+    "DTD": "_image_files",
+    "EuroSAT": "samples",
+}
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_files_of_torchvisions_sets_go_through_our_decoder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turned picture is turned, and a file that is no picture of ours is refused by name."""
+    from torchvision import datasets
+
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(scene()).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    files = [tmp_path / "turned.png", tmp_path / "page.jpg"]
+
+    class Part:
+        classes = ["a", "b"]
+
+        def __init__(self, *_: object, **__: object) -> None:
+            paths = [(str(f), 0) for f in files] if name == "EuroSAT" else files
+            labels = "targets" if name == "EuroSAT" else "_labels"
+            self.__dict__.update({_FILES[name]: paths, labels: [0, 1]})
+
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, place: int) -> tuple[Image.Image, int]:
+            raise AssertionError("torchvision opens it")
+
+    monkeypatch.setattr(datasets, name, Part)
+    source = open_source(f"torchvision:{name}:{tmp_path}", "all")
+    both = 1 if name == "EuroSAT" else 2  # parts
+    assert isinstance(source, HasBytes) and len(source) == 2 * both
+    assert np.array_equal(np.asarray(source.read(0)), np.rot90(scene(), -1))
+    assert source.label(1) == 1
+    with pytest.raises(BadPicture, match="not a readable JPEG"):
+        source.read(1)
+
+
+def test_the_paths_are_where_torchvision_keeps_them() -> None:
+    """By its own code: none of these sets is here to be opened."""
+    import inspect
+
+    from torchvision import datasets
+
+    for name, attribute in _FILES.items():
+        kind = getattr(datasets, name)
+        code = "".join(inspect.getsource(each) for each in kind.__mro__[:3] if each is not object)
+        assert f"self.{attribute}" in code, name
 
 
 def test_an_unknown_set_is_refused_with_the_nearest_name() -> None:
@@ -114,9 +172,12 @@ class _Rows:
         return _Rows([{c: row[c] for c in columns} for row in self.rows], self.features)
 
 
-def _hub(monkeypatch: pytest.MonkeyPatch, parts: dict[str, _Rows]) -> None:
+def _hub(
+    monkeypatch: pytest.MonkeyPatch, parts: dict[str, _Rows], cache: Path = Path("/none")
+) -> None:
     module = types.ModuleType("datasets")
-    module.__dict__.update(load_dataset=lambda name: parts, Image=_ImageFeature)
+    config = types.SimpleNamespace(HF_DATASETS_CACHE=cache)
+    module.__dict__.update(load_dataset=lambda name: parts, Image=_ImageFeature, config=config)
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
@@ -142,6 +203,46 @@ def test_a_hub_set_is_read_by_our_own_decoder(monkeypatch: pytest.MonkeyPatch) -
     for place in (4, 5):
         with pytest.raises(BadPicture):
             source.read(place)
+
+
+def test_a_row_names_no_file_outside_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, mine = tmp_path / "cache", tmp_path / "mine.png"
+    (cache / "set").mkdir(parents=True)
+    inside = cache / "set" / "own.png"
+    for file in (mine, inside):
+        Image.fromarray(scene()).save(file)
+    (cache / "set" / "link.png").symlink_to(mine)
+    outside = [mine, cache / ".." / "mine.png", cache / "set" / "link.png", Path("mine.png")]
+    rows = _rows(1 + len(outside))
+    for row, path in zip(rows.rows, [inside, *outside], strict=True):
+        row["photo"] = {"bytes": None, "path": str(path)}
+    _hub(monkeypatch, {"train": rows}, cache)
+    monkeypatch.chdir(tmp_path)
+    source = open_source("hf:photos", "train")
+    assert np.array_equal(np.asarray(source.read(0)), scene())
+    for place in range(1, len(rows)):
+        with pytest.raises(BadPicture, match="outside the data set"):
+            source.read(place)
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_loading_script_is_never_run(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    """Version 3 runs them by default where HF_DATASETS_TRUST_REMOTE_CODE is set."""
+    asked: list[bool | None] = []
+
+    def third(name: str, trust_remote_code: bool | None = None) -> dict[str, _Rows]:
+        asked.append(trust_remote_code)
+        return {"train": _rows(5)}
+
+    def fourth(name: str) -> dict[str, _Rows]:
+        return {"train": _rows(5)}
+
+    _hub(monkeypatch, {})
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", third if version == 3 else fourth)
+    assert len(open_source("hf:photos", "all")) == 5
+    assert asked == ([False] if version == 3 else [])
 
 
 def test_a_hub_set_without_a_second_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

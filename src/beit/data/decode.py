@@ -10,6 +10,9 @@ everywhere or nowhere:
 * transparency is composited on white;
 * animations and files of several pages are refused, as are truncated files.
 
+Departure: what a data set keeps as arrays (digits, CIFAR, MNIST and their kin of torchvision's) has
+no files; of these rules it meets that on modes alone.
+
 Masks are no pictures: their pixels are class numbers, and `decode_classes` reads those as stored.
 """
 

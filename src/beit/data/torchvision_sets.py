@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.cache import cache_folder
-from beit.data.decode import BadPicture, to_rgb
+from beit.data.decode import BadPicture, decode, read_bytes, to_rgb
 from beit.data.layout import hash_of, held_out
 from beit.data.packed import Split
 from beit.errors import UserError
@@ -25,6 +26,7 @@ class _Entry:
     train: dict[str, Any]
     val: dict[str, Any] | None
     labels: str | None  # the attribute with all labels; without one a label costs a picture
+    files: str | None = None  # the attribute with the paths of all pictures, or (path, class) pairs
     downloads: bool = True
 
 
@@ -38,11 +40,11 @@ _SETS: dict[str, _Entry] = {
     "KMNIST": _Entry(_YES, _NO, "targets"),
     "SVHN": _Entry({"split": "train"}, {"split": "test"}, "labels"),
     "STL10": _Entry({"split": "train"}, {"split": "test"}, "labels"),
-    "Flowers102": _Entry({"split": "train"}, {"split": "val"}, "_labels"),
-    "OxfordIIITPet": _Entry({"split": "trainval"}, {"split": "test"}, "_labels"),
-    "Food101": _Entry({"split": "train"}, {"split": "test"}, "_labels"),
-    "DTD": _Entry({"split": "train"}, {"split": "val"}, "_labels"),
-    "EuroSAT": _Entry({}, None, "targets"),
+    "Flowers102": _Entry({"split": "train"}, {"split": "val"}, "_labels", "_image_files"),
+    "OxfordIIITPet": _Entry({"split": "trainval"}, {"split": "test"}, "_labels", "_images"),
+    "Food101": _Entry({"split": "train"}, {"split": "test"}, "_labels", "_image_files"),
+    "DTD": _Entry({"split": "train"}, {"split": "val"}, "_labels", "_image_files"),
+    "EuroSAT": _Entry({}, None, "targets", "samples"),
     "FakeData": _Entry({}, None, None, downloads=False),
 }
 
@@ -108,6 +110,23 @@ class TorchvisionSource:
         raise IndexError(f"picture {index} of {len(self)}")
 
 
+class TorchvisionFiles(TorchvisionSource):
+    """A data set of picture files, whose bytes go through our own decoder."""
+
+    def __init__(self, paths: list[bytes], *what: Any) -> None:
+        """Keep the files of all parts laid end to end; `what` as for a `TorchvisionSource`."""
+        super().__init__(*what)
+        self._paths = paths
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture `index`; raises `BadPicture`."""
+        return decode(self.read_bytes(index))
+
+    def read_bytes(self, index: int) -> bytes:
+        """The file's content; raises `BadPicture`."""
+        return read_bytes(self._paths[int(self._places[index])])
+
+
 def torchvision_source(rest: str, split: Split) -> TorchvisionSource:
     """Open `NAME[:ROOT]`; downloads to the root (by default in the cache) what is not there.
 
@@ -127,12 +146,13 @@ def torchvision_source(rest: str, split: Split) -> TorchvisionSource:
     parts = [_open(name, folder, options, entry) for options in wanted]
     count = sum(len(part) for part in parts)
     labels = entry.labels and [np.asarray(getattr(part, entry.labels)) for part in parts]
-    return TorchvisionSource(
-        f"torchvision:{name}",
-        parts,
-        np.concatenate(labels).astype(np.int64) if labels else None,
-        _places(count, split, entry),
-    )
+    numbers = np.concatenate(labels).astype(np.int64) if labels else None
+    what = (f"torchvision:{name}", parts, numbers, _places(count, split, entry))
+    if entry.files is None:
+        return TorchvisionSource(*what)
+    entries = [item for part in parts for item in getattr(part, entry.files)]
+    files = [item[0] if isinstance(item, tuple) else item for item in entries]
+    return TorchvisionFiles([os.fsencode(file) for file in files], *what)
 
 
 def _places(count: int, split: Split, entry: _Entry) -> NDArray[np.int64]:
