@@ -145,7 +145,7 @@ def test_200_000_paths_open_again_at_the_cost_of_their_directories(
 ) -> None:
     """Not one file and not one directory's list is looked at; workers get no list of paths."""
     listed = [
-        (f"{folder:02}/{number:07}.jpg".encode(), 1000 + number)
+        (f"{folder:02}/{number:07}.jpg".encode(), 1000 + number, number)
         for folder in range(20)
         for number in range(10_000)
     ]
@@ -153,9 +153,9 @@ def test_200_000_paths_open_again_at_the_cost_of_their_directories(
         (tmp_path / f"{folder:02}").mkdir()
     _age(tmp_path)
 
-    def entries(root: bytes, relative: bytes) -> list[tuple[bytes, int]]:
+    def entries(root: bytes, relative: bytes) -> list[tuple[bytes, int, int]]:
         if not relative:
-            return [(f"{folder:02}/".encode(), -1) for folder in reversed(range(20))]
+            return [(f"{folder:02}/".encode(), -1, 0) for folder in reversed(range(20))]
         start = int(relative[:-1]) * 10_000
         return listed[start : start + 10_000][::-1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from beit.errors import UserError
 from beit.recipes import banking
 from beit.tokenizer.bank import MANIFEST, BankWriter, TokenBank, read_manifest
 from beit.tokenizer.reading import TokenReader
@@ -179,17 +180,58 @@ def test_other_data_and_other_tokenizers_are_refused(
     assert_refused(beit(*words, "--bank", data), "is not a bank", out)
 
 
+def test_a_picture_that_was_edited_in_place_is_named(
+    data: Path, bank: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    edited = tmp_path / "photos"
+    shutil.copytree(data, edited)
+    file = edited / "train" / "picture-003.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as large as before
+    out = tmp_path / "run"
+    refused = beit(*run_words(out, edited), "--bank", bank)
+    assert_refused(refused, "other pictures (train/picture-003.jpg was edited)", out)
+    refused = beit(*bank_words(bank, edited, tokenizer))
+    assert_refused(refused, "is there already", out)
+    file.write_bytes(whole)  # written anew, the same: its time alone is another
+    assert beit(*run_words(out, edited), "--bank", bank).status == 0
+
+
 def test_codes_of_another_machine_are_noticed(data: Path, bank: Path, tmp_path: Path) -> None:
     strange = tmp_path / "bank"
     shutil.copytree(bank, strange)
     file = strange / "codes.npy"
     codes = np.load(file)
+    manifest = json.loads((strange / MANIFEST).read_text())
+    del manifest["digests"]  # as banks were before
+    (strange / MANIFEST).write_text(json.dumps(manifest))
     np.save(file, (codes + 1) % 8)
     refused = beit(*run_words(tmp_path / "run", data), "--bank", strange)
     assert refused.status == 2 and "is not what is computed here: 0 of 416" in refused.complaint
     np.save(file, codes[:2])
     refused = beit(*run_words(tmp_path / "run2", data), "--bank", strange)
     assert refused.status == 2 and "is damaged" in refused.complaint
+
+
+def test_one_bit_of_one_code_is_noticed(
+    data: Path, bank: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Wherever it is, before anything is trained; 200 flips in 200 places."""
+    rotten = tmp_path / "bank"
+    shutil.copytree(bank, rotten)
+    file, chance = rotten / "codes.npy", np.random.default_rng(0)
+    whole = file.read_bytes()
+    for _ in range(200):
+        place, bit = int(chance.integers(128, len(whole))), int(chance.integers(8))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"damaged: the codes of view [0-2] in codes\.npy"):
+            TokenBank(rotten).verify()
+    refused = beit(*run_words(tmp_path / "run", data), "--bank", rotten)
+    assert_refused(refused, "is damaged", tmp_path / "run")
+    again = beit(*bank_words(rotten, data, tokenizer))
+    assert again.status == 2 and "is damaged" in again.complaint
+    file.write_bytes(whole)
+    assert beit(*bank_words(rotten, data, tokenizer)).status == 0
 
 
 @pytest.mark.parametrize("killed_by", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -232,7 +274,7 @@ def test_an_interrupted_bank_is_gone_on_with(
     assert (out / "codes.npy").read_bytes() == (bank / "codes.npy").read_bytes()
     assert read_manifest(out) == read_manifest(bank)
     names = {path.name for path in out.iterdir()}
-    assert names == {MANIFEST, "codes.npy", "tokenizer", "bad_pictures.jsonl"}
+    assert names == {MANIFEST, "codes.npy", "tokenizer", "bad_pictures.jsonl", "pictures.npz"}
     assert beit(*words).status == 0 and sum(made) == 58  # it is there already
     assert "is there already" in beit(*words, "--bank-views", 2).complaint
 

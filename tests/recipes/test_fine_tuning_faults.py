@@ -195,6 +195,16 @@ def test_an_init_that_fits_only_in_part_is_told_in_a_line_and_in_full(tmp_path: 
     assert sorted([*record["used"], *record["not_used"]]) == sorted(tensors)
 
 
+def test_a_mask_that_was_edited_in_place_is_named(tmp_path: Path) -> None:
+    data, run = halves(tmp_path / "data"), tmp_path / "run"
+    assert beit(*segmenting(run, data)).status == 0
+    file = data / "annotations" / "train" / "002.png"
+    file.write_bytes(file.read_bytes() + b" ")
+    refused = beit(*segmenting(run, data), "--resume")
+    assert refused.status == 2 and "annotations/train/002.png was edited" in refused.complaint
+    assert beit(*segmenting(run, data), "--resume", "--accept-changed-data").status == 0
+
+
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -1,8 +1,11 @@
 """Pictures that are bad, pictures that change, numbers that blow up: told, kept, survivable."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from beit.data.sources import open_source
 from beit.engine.checkpoints import Checkpoints
@@ -70,13 +73,45 @@ def test_changed_pictures_need_consent(tmp_path: Path) -> None:
     pictures(tmp_path / "more", 1)
     (tmp_path / "more" / "picture-000.jpg").rename(data / "train" / "another.jpg")
     refused = beit(*words)
-    assert refused.status == 2 and "have changed (38 to train on then, 39 now)" in refused.complaint
+    assert refused.status == 2 and (
+        "have changed (38 to train on then, 39 now; train/another.jpg was added)"
+        in refused.complaint
+    )
     assert "--accept-changed-data" in refused.complaint
     assert ((run / "source.json").read_text(), rows_of(run)) == before
     assert beit(*words, "--accept-changed-data").status == 0
     assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4]
     assert len(listed(run / "bad_pictures.jsonl.before")) == 1
     assert beit(*words).status == 0  # once accepted, these are the run's pictures
+
+
+@pytest.mark.parametrize("longer", [b"", b" "])
+def test_a_picture_that_was_edited_in_place_needs_consent(tmp_path: Path, longer: bytes) -> None:
+    """Whether its size has changed or not, and although its folder has not."""
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    words = tokenizing(run, data)
+    assert beit(*words).status == 0
+    file = data / "train" / "picture-005.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) + longer)
+    refused = beit(*words, "--resume")
+    assert refused.status == 2 and "now; train/picture-005.jpg was edited)" in refused.complaint
+    assert beit(*words, "--resume", "--accept-changed-data").status == 0
+    assert beit(*words, "--resume").status == 0
+    os.utime(file)  # touched, not edited
+    assert beit(*words, "--resume").status == 0
+
+
+def test_a_run_from_before_the_list_of_files_goes_on(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    assert beit(*tokenizing(run, data)).status == 0
+    kept = run / "pictures.npz"
+    kept.unlink()
+    assert beit(*tokenizing(run, data), "--resume").status == 0
+    assert kept.is_file()
+    kept.write_bytes(b"PK damaged")
+    refused = beit(*tokenizing(run, data), "--resume")
+    assert refused.status == 2 and "pictures.npz cannot be read" in refused.complaint
 
 
 def test_moved_pictures_are_the_same(tmp_path: Path) -> None:

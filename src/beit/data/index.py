@@ -3,7 +3,7 @@
 The first look reads the whole tree and keeps the result as packed arrays in the cache; later looks
 compare the modification time of each *directory*, which changes whenever a file is added, removed
 or renamed, and map the arrays. A file overwritten in place is not noticed by that: `rescan=True`
-looks at every file.
+looks at every file, as a run does when it is resumed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from beit.data.cache import (
     save_array,
 )
 from beit.data.decode import SUFFIXES, read_bytes
+from beit.data.file_table import FileTable
 from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import PackedNames, printable
 from beit.data.packed import PackedSource, Split
 from beit.errors import UserError
 
-_VERSION = 1
+_VERSION = 2  # 2: times of the files
 _SETTLED = 2_000_000_000  # ns; file systems keep times as coarsely as this
+
+_Entry = tuple[bytes, int, int]  # relative path, size (-1 = a directory), time of change in ns
 
 
 @dataclass
@@ -78,13 +81,14 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
     if known is not None and _is_current(root, known):
         return known
     started = time.time_ns()
-    layout, directories = _scan(root)
+    layout, times, directories = _scan(root)
 
     def write(folder: Path) -> None:
         settled = max(directories.times) < started - _SETTLED
         save_array(folder, "directory_blob", np.frombuffer(bytes(directories.blob), np.uint8))
         save_array(folder, "directory_offsets", np.array(directories.offsets, np.int64))
         save_array(folder, "directory_times", np.array(directories.times, np.int64))
+        save_array(folder, "times", times)
         layout.save(folder, version=_VERSION, settled=settled)
 
     return publish_generation(key, write)
@@ -107,13 +111,15 @@ def _is_current(root: bytes, generation: Path) -> bool:
         return False
 
 
-def _scan(root: bytes) -> tuple[Layout, _Directories]:
-    builder, directories = LayoutBuilder(), _Directories()
-    waiting: list[tuple[bytes, int]] = [(b"", -1)]  # (relative path, size; -1 = directory)
+def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories]:
+    """The pictures, when each was last changed (ns), and the directories."""
+    builder, directories, times = LayoutBuilder(), _Directories(), array("q")
+    waiting: list[_Entry] = [(b"", -1, 0)]
     while waiting:
-        path, size = waiting.pop()
+        path, size, time_ns = waiting.pop()
         if size >= 0:
             builder.add(path, size)
+            times.append(time_ns)
         elif directories.enter(root, path):
             waiting.extend(_entries(root, path))
     if not len(builder):
@@ -121,15 +127,15 @@ def _scan(root: bytes) -> tuple[Layout, _Directories]:
             f"there is no picture in {printable(root)}: looked for files ending in "
             + ", ".join(sorted(suffix.decode() for suffix in SUFFIXES))
         )
-    return builder.finish(), directories
+    return builder.finish(), np.array(times, np.int64), directories
 
 
-def _entries(root: bytes, relative: bytes) -> list[tuple[bytes, int]]:
+def _entries(root: bytes, relative: bytes) -> list[_Entry]:
     """Directories and pictures of one directory, last first.
 
     A directory sorts with its slash, so that a walk in this order meets the paths in byte order.
     """
-    found: list[tuple[bytes, int]] = []
+    found: list[_Entry] = []
     directory = os.path.join(root, relative)
     try:
         with os.scandir(directory) as entries:
@@ -137,9 +143,10 @@ def _entries(root: bytes, relative: bytes) -> list[tuple[bytes, int]]:
                 if entry.name.startswith(b"."):
                     continue
                 if entry.is_dir():
-                    found.append((relative + entry.name + b"/", -1))
+                    found.append((relative + entry.name + b"/", -1, 0))
                 elif picture_suffix(entry.name) and entry.is_file():
-                    found.append((relative + entry.name, entry.stat().st_size))
+                    status = entry.stat()
+                    found.append((relative + entry.name, status.st_size, status.st_mtime_ns))
     except OSError as error:
         raise UserError(
             f"cannot read the folder {printable(directory)} ({error.strerror})"
@@ -158,6 +165,11 @@ class FolderSource(PackedSource):
     def read_bytes(self, index: int) -> bytes:
         """The file's content; raises `BadPicture`."""
         return read_bytes(os.path.join(self.root, self.path(index)))
+
+    def files(self) -> FileTable:
+        """The pictures of all splits, as they were when the index was made."""
+        arrays = (self._array(name) for name in ("blob", "offsets", "sizes", "times"))
+        return FileTable(self.root, *arrays)
 
     def empty_classes(self) -> tuple[str, ...]:
         """Folders that stand where this part's classes do and hold no picture in any part."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from beit.data.cache import load_meta, open_array
 from beit.data.decode import BadPicture
+from beit.data.file_table import FileTable
 from beit.data.naming import printable
 from beit.data.packed import Split
 from beit.data.ranges import RangeSource
@@ -60,6 +61,12 @@ class PackedFolder(RangeSource):
                     "copy the folder again"
                 )
 
+    def files(self) -> FileTable:
+        """The .tar files of both splits."""
+        names = [self._name_of(shard).encode() for shard in range(len(self._sizes))]
+        rows = [(name, *_size_and_time(os.path.join(self.root, name))) for name in names]
+        return FileTable.of(self.root, rows)
+
     def shard_path(self, shard: int) -> bytes:
         """The .tar file; raises `BadPicture` when it is not the one that was packed."""
         if not self._as_packed(shard):
@@ -67,7 +74,7 @@ class PackedFolder(RangeSource):
         return self._path_of(shard)
 
     def _as_packed(self, shard: int) -> bool:
-        return _file_size(self._path_of(shard)) == int(self._sizes[shard])
+        return _size_and_time(self._path_of(shard))[0] == int(self._sizes[shard])
 
     def _path_of(self, shard: int) -> bytes:
         return os.path.join(self.root, self._name_of(shard).encode())
@@ -91,10 +98,10 @@ def _shards(meta: dict[str, Any], index: Path) -> tuple[dict[str, int], Integers
     return meta["shards"], open_array(index, SHARD_SIZES)
 
 
-def _file_size(path: bytes) -> int:
-    """Bytes of a file, -1 when there is none."""
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    """Bytes of a file and when it was last changed (ns), (-1, 0) when there is none."""
     try:
         status = os.stat(path)
     except OSError:
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+        return -1, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.decode import BadPicture, decode_classes, upright_size
+from beit.data.file_table import FileTable, joined
 from beit.data.index import FolderSource
-from beit.data.naming import printable
+from beit.data.naming import encode_path, printable
 from beit.errors import UserError
 
 PairSplit = Literal["train", "val", "test"]
@@ -44,6 +45,10 @@ class FolderPairs:
         """Decode picture `index`; raises `BadPicture`."""
         return self.images.read(index)
 
+    def files(self) -> FileTable:
+        """The pictures and the masks."""
+        return joined([self.images.files(), self._masks.files()])
+
     def picture_size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture from its header; raises `BadPicture`."""
         return upright_size(self.images.read_bytes(index))
@@ -55,6 +60,11 @@ class FolderPairs:
             return decode_classes(self._masks.read_bytes(place))
         except BadPicture as error:
             raise type(error)(f"mask: {error.reason}") from None
+
+
+def look_again(spec: str, split: PairSplit) -> None:
+    """Bring up to date what is known of a split's files, without a look into the masks."""
+    FolderPairs(pair_folders(encode_path(spec), split)[0], rescan=True)
 
 
 def pair_folders(root: bytes, split: PairSplit) -> tuple[Folders, list[Folders]]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from beit.batch import IGNORED
 from beit.data.decode import BadPicture
+from beit.data.file_table import FileTable
 from beit.data.mask_survey import MaskSurveys, Survey
 from beit.data.naming import encode_path, printable
 from beit.data.pair_files import FolderPairs, PairSplit, pair_folders
@@ -81,6 +82,10 @@ class LabelledPairs:
     def identity(self, index: int, /) -> str:
         """The picture's path in its folder, as one line of printable text."""
         return self._pairs.images.identity(index)
+
+    def files(self) -> FileTable:
+        """The pictures and the masks."""
+        return self._pairs.files()
 
     def label(self, index: int, /) -> int:
         """-1: the pixels have classes, the picture has none."""

@@ -26,6 +26,7 @@ from beit.data.cache import (
     publish_generation,
     save_array,
 )
+from beit.data.file_table import FileTable
 from beit.data.index import picture_suffix
 from beit.data.layout import VALIDATION_NAMES, Layout, LayoutBuilder
 from beit.data.naming import printable
@@ -200,6 +201,14 @@ class ShardSource(RangeSource):
         generation = shard_index(root, shards, rescan=rescan)
         super().__init__(f"shards {printable(root)}", root, generation, split)
         self._shards = shards
+
+    def files(self) -> FileTable:
+        """The .tar files, as they were when the index was made."""
+        stamps = load_meta(self._generation)["stamps"]
+        single = os.path.basename(self.root)
+        root = self.root if self._shards != [b""] else os.path.dirname(self.root)
+        rows = [(bytes.fromhex(name) or single, size, time_ns) for name, size, time_ns in stamps]
+        return FileTable.of(root, rows)
 
     def shard_path(self, shard: int) -> bytes:
         """The .tar file."""

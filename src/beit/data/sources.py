@@ -15,9 +15,10 @@ from beit.data.packed_folder import PackedFolder, is_packed_folder
 from beit.data.shards import ShardSource, find_shards
 from beit.errors import UserError
 
-__all__ = ["HasBytes", "Source", "Split", "labels_of", "open_source"]
+__all__ = ["HasBytes", "Source", "Split", "labels_of", "open_parts", "open_source"]
 
 _SCHEMES = ("digits", "torchvision", "hf")
+_FEW = 20_000  # files that are looked at in no time
 _COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip")
 
 
@@ -25,7 +26,8 @@ class Source(Protocol):
     """A numbered set of pictures, the same numbers for the same data."""
 
     name: str
-    fingerprint: str  # changes when a picture is added, removed, renamed or changes its size
+    fingerprint: str  # changes when a picture is added, removed, renamed or changes its size;
+    # `beit.data.file_table` tells which, and notices edits that leave the size as it was
     classes: tuple[str, ...]  # empty = unlabelled
 
     def __len__(self) -> int:
@@ -73,7 +75,7 @@ def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
             `torchvision:NAME[:ROOT]`, or `hf:NAME`.
         split: "train", "val", or "all". Without folders or files that say so, 5 % are "val"; none
             when there are 20 pictures or fewer.
-        rescan: Look at every file, to notice those overwritten in place.
+        rescan: Look at every file, and list every shard anew, to notice those overwritten in place.
 
     Raises:
         UserError: There is no such thing, or no picture in it.
@@ -95,6 +97,23 @@ def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
 
         return hub_source(rest, split)
     raise UserError(_unknown(spec, scheme))
+
+
+def open_parts(spec: str, *, rescan: bool = False) -> tuple[Source, Source]:
+    """Open the pictures to train on and those to measure on, as `open_source` does.
+
+    Args:
+        spec: As for `open_source`.
+        rescan: Look at every file of a folder; where there are few that is done anyway. Shards are
+            looked at whenever they are opened.
+
+    Raises:
+        UserError: There is no such thing, or no picture in it.
+    """
+    train = open_source(spec, "train")
+    if isinstance(train, FolderSource) and (rescan or len(train) <= _FEW):
+        train = open_source(spec, "train", rescan=True)
+    return train, open_source(spec, "val")
 
 
 def _open_path(path: bytes, split: Split, *, rescan: bool) -> Source:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.data.file_table import FileTable, files_of
 from beit.data.sources import Source, labels_of
 
 
@@ -31,6 +32,10 @@ class Subset:
     def identity(self, index: int, /) -> str:
         """What the source calls it."""
         return self.source.identity(int(self.places[index]))
+
+    def files(self) -> FileTable | None:
+        """The files of the whole source."""
+        return files_of(self.source)
 
     def label(self, index: int, /) -> int:
         """Its class in the source."""

@@ -13,8 +13,9 @@ import torch
 
 from beit.data.augment import prepare
 from beit.data.bad_pictures import BadPictureLog
+from beit.data.file_table import changed_files, keep_files
 from beit.data.loader import LoaderSettings, ordered_batches
-from beit.data.sources import Source, open_source
+from beit.data.sources import Source, open_parts
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
@@ -65,11 +66,11 @@ def make_bank(
             raise UserError("a bank has no use: objective.target is pixels")
         if views is not None:
             recipe = replace(recipe, {"tokens.views": views})
-        source = open_source(request.data, "train")
+        source, _ = open_parts(request.data, rescan=True)
         vae = load_tokenizer(Path(tokenizer)).to(device).requires_grad_(False).eval()
         reader = token_reader(recipe, vae)
         manifest = manifest_of(recipe, reader.model, source, device)
-        if not _is_there(request.out, manifest):
+        if not _is_there(request.out, manifest, source, main=world.main):
             _make(recipe, request, world, (source, reader, manifest), device)
         if not world.main:
             return {}
@@ -139,14 +140,20 @@ def recipe_with_bank(recipe: PretrainRecipe, given: TokenBank) -> PretrainRecipe
 
 
 def refuse_other_bank(
-    recipe: PretrainRecipe, given: TokenBank, tokenizer: DiscreteVAE, source: Source
+    recipe: PretrainRecipe,
+    given: TokenBank,
+    tokenizer: DiscreteVAE,
+    source: Source,
+    *,
+    main: bool = True,
 ) -> None:
-    """See that a bank holds the codes of a run.
+    """See that a bank holds the codes of a run, on the first rank by each of their bytes.
 
     Raises:
         UserError: It does not; the sentence says what differs.
     """
-    difference = given.manifest.difference(origin_of(recipe, tokenizer, source))
+    difference = _other_files(given.folder, source)
+    difference = difference or given.manifest.difference(origin_of(recipe, tokenizer, source))
     if difference is not None:
         raise UserError(
             f"the bank {given.folder} is of {difference}; make one for this run with `beit bank`"
@@ -157,6 +164,8 @@ def refuse_other_bank(
             f"the bank {given.folder} holds {there} views of each picture and the run takes "
             f"{needed}; make a larger bank, or use views again by --tokens.views {there}"
         )
+    if main:
+        given.verify(needed)
 
 
 def compare_codes(
@@ -203,13 +212,26 @@ def _views(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> ViewSettings:
     return view_settings(recipe.views, token_view=tokenizer.config.view_size(grid))
 
 
-def _is_there(out: Path, manifest: BankManifest) -> bool:
-    """Whether this very bank was made before."""
+def _other_files(folder: Path, source: Source) -> str | None:
+    change = changed_files(folder, source)
+    return None if change is None else f"other pictures ({change})"
+
+
+def _is_there(out: Path, manifest: BankManifest, source: Source, *, main: bool) -> bool:
+    """Whether this very bank was made before.
+
+    Raises:
+        UserError: It was, and is damaged.
+    """
     if not (out / bank.MANIFEST).is_file():
         return False
-    there = TokenBank(out).manifest
-    same = there.difference(manifest.origin) is None
-    return same and (there.views, there.again) == (manifest.views, manifest.again)
+    found = TokenBank(out)
+    there = found.manifest
+    same = (_other_files(out, source) or there.difference(manifest.origin)) is None
+    same = same and (there.views, there.again) == (manifest.views, manifest.again)
+    if same and main:
+        found.verify()
+    return same
 
 
 def _make(
@@ -224,7 +246,7 @@ def _make(
         request.out, 0 if _begun(request.out) else manifest.size, main=world.main
     ) as to:
         if world.main:
-            _begin(to, manifest, reader.model)
+            _begin(to, manifest, reader.model, source)
         world.barrier()
         log = BadPictureLog(to, source, recipe.data.bad_share)
         loader = with_fields(loader_settings(recipe, world, device), views=None)
@@ -256,11 +278,11 @@ def _begun(out: Path) -> bool:
     return (out.with_name(f"{out.name}.partial") / bank.MANIFEST).is_file()
 
 
-def _begin(folder: Path, manifest: BankManifest, tokenizer: DiscreteVAE) -> None:
+def _begin(folder: Path, manifest: BankManifest, tokenizer: DiscreteVAE, source: Source) -> None:
     """Make room, or see that what was begun there is this bank."""
     if (folder / bank.MANIFEST).is_file():
         there = bank.read_manifest(folder)
-        difference = there.difference(manifest.origin)
+        difference = _other_files(folder, source) or there.difference(manifest.origin)
         if difference is None and (there.views, there.again) != (manifest.views, manifest.again):
             difference = f"{there.views} views of each picture, not {manifest.views}"
         if difference is not None:
@@ -270,6 +292,7 @@ def _begin(folder: Path, manifest: BankManifest, tokenizer: DiscreteVAE) -> None
             )
         return
     storage.save(tokenizer, folder / bank.TOKENIZER)
+    keep_files(folder, source)
     BankWriter.begin(folder, manifest)
 
 

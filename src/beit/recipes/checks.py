@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
+from beit.data.file_table import changed_files
 from beit.data.sources import Source
 from beit.errors import UserError
 from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
@@ -87,7 +88,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
 
 
 def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
-    """See that the pictures are those that a run folder's source.json was written for.
+    """See that the pictures are those that a run folder's source.json and list of files are of.
 
     When the user accepts others, the list of bad pictures is put aside: it counts the old ones.
 
@@ -95,12 +96,14 @@ def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
         UserError: They are others, and that was not accepted.
     """
     before = json.loads(file.read_text(encoding="utf-8"))
-    if before.get("fingerprint") in (None, source.fingerprint):
+    change = changed_files(file.parent, source)
+    if change is None and before.get("fingerprint") in (None, source.fingerprint):
         return
     if not accepted:
+        counts = f"{before.get('pictures')} to train on then, {len(source)} now"
         raise UserError(
-            f"the pictures of the run in {file.parent} have changed ({before.get('pictures')} to "
-            f"train on then, {len(source)} now): put them back, or go on with these by "
+            f"the pictures of the run in {file.parent} have changed ({counts}"
+            f"{'' if change is None else f'; {change}'}): put them back, or go on with these by "
             "--accept-changed-data, or choose another --out"
         )
     bad = file.with_name(BAD_PICTURES)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from beit.data.labels import check_classes, choose_labels
-from beit.data.sources import Source, open_source
+from beit.data.sources import Source, open_parts
 from beit.engine.distribution import process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
@@ -42,7 +42,7 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
     """
     device = choose_device(request.device)
     with process_group(device.type) as world:  # around all that can be refused: told once, then
-        sources = labelled_sources(recipe, request.data)
+        sources = labelled_sources(recipe, request.data, rescan=request.resume)
         start = start_from(recipe.encoder, init, recipe.engine.seed)
         model = classifier(recipe, start, sources[0].classes)
         with open_stage(recipe, request, world, device, sources) as stage:
@@ -53,9 +53,11 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
             return _classify(recipe, stage, model)
 
 
-def labelled_sources(recipe: ClassifyRecipe, data: str) -> tuple[Source, Source]:
+def labelled_sources(
+    recipe: ClassifyRecipe, data: str, *, rescan: bool = False
+) -> tuple[Source, Source]:
     """The labels that are learned from, and the pictures to measure on; unfit ones are refused."""
-    train, validation = (open_source(data, split) for split in ("train", "val"))
+    train, validation = open_parts(data, rescan=rescan)
     check_classes(train, validation)
     if recipe.patience is not None and not len(validation):
         raise UserError(

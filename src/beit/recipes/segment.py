@@ -14,6 +14,7 @@ from beit.batch import ImageBatch
 from beit.data.bad_pictures import BadPictureLog
 from beit.data.joint_views import JointViewSettings
 from beit.data.loader import pair_batches, whole_pairs
+from beit.data.pair_files import look_again
 from beit.data.pairs import PairSource, check_pairs, open_pairs
 from beit.engine.distribution import World, process_group
 from beit.engine.protocol import Batches
@@ -46,7 +47,7 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
     """
     device = choose_device(request.device)
     with process_group(device.type) as world:  # around all that can be refused: told once, then
-        train, validation = paired_sources(recipe, request.data)
+        train, validation = paired_sources(recipe, request.data, rescan=request.resume)
         start = start_from(recipe.encoder, init, recipe.engine.seed)
         model = segmenter(recipe, start, train.classes)
         with open_stage(recipe, request, world, device, (train, validation)) as stage:
@@ -57,8 +58,12 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
             return _Segmentation(recipe, stage, train, validation).run(model)
 
 
-def paired_sources(recipe: SegmentRecipe, data: str) -> tuple[PairSource, PairSource]:
+def paired_sources(
+    recipe: SegmentRecipe, data: str, *, rescan: bool = False
+) -> tuple[PairSource, PairSource]:
     """Pictures with masks to learn from and to measure on; unfit ones are refused."""
+    if rescan:
+        look_again(data, "train")
     reduced = recipe.data.reduce_zero_label
     train = open_pairs(data, "train", reduce_zero_label=reduced)
     validation = open_pairs(data, "val", reduce_zero_label=reduced)

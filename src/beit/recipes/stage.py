@@ -19,9 +19,10 @@ from beit.batch import ImageBatch
 from beit.data.augment import prepare
 from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.draws import MaskPlan
+from beit.data.file_table import keep_files
 from beit.data.loader import evaluation_batches, training_batches
 from beit.data.samples import Codes
-from beit.data.sources import Source, open_source
+from beit.data.sources import Source, open_parts
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.fit import fit
@@ -192,7 +193,7 @@ def open_stage(
     Raises:
         UserError: The run cannot go on there, or a disk is full while it is open.
     """
-    train, validation = sources or (open_source(request.data, s) for s in ("train", "val"))
+    train, validation = sources or open_parts(request.data, rescan=request.resume)
     refuse_impossible(recipe, world.size, len(train), device)
     try:
         with _enter(request, main=world.main) as run:
@@ -237,7 +238,7 @@ def _holds_something_else(folder: Path) -> bool:
 
 
 def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) -> None:
-    """Write recipe.yaml and source.json, or see that a resumed run has the same of both."""
+    """Write what the run is of and from, or see that a resumed run has the same of both."""
     file = run.path / "source.json"
     clear_leftovers(run.path)
     if run.recipe.is_file():
@@ -247,5 +248,6 @@ def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) 
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     atomic_write_text(run.recipe, text)
     where = os.path.abspath(request.data) if os.path.lexists(request.data) else request.data
+    keep_files(run.path, train)
     source = {"data": where, "pictures": len(train), "fingerprint": train.fingerprint}
     atomic_write_text(file, json.dumps(source) + "\n")

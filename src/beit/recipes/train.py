@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
-from beit.data.sources import open_source
+from beit.data.sources import open_parts
 from beit.engine.distribution import process_group
 from beit.engine.protocol import Evaluation
 from beit.errors import UserError
@@ -132,8 +132,8 @@ def pretrain(
         if tokenizer is not None:
             given = _given_tokenizer(recipe, Path(tokenizer), request.out)
         if codes is not None and given is not None:
-            sources = open_source(request.data, "train"), open_source(request.data, "val")
-            refuse_other_bank(recipe, codes, given, sources[0])
+            sources = open_parts(request.data, rescan=True)
+            refuse_other_bank(recipe, codes, given, sources[0], main=world.main)
         with open_stage(recipe, request, world, device, sources) as stage:
             return _pretrain(recipe, stage, given, codes)
 

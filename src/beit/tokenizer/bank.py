@@ -11,8 +11,9 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MOST_CODES = 1 << 16  # a code takes two bytes
 TOKENIZER = "tokenizer"  # folder of the tokenizer's copy
 MANIFEST, _CODES = "manifest.json", "codes.npy"
 _LOGS = "parts-*.log"
+_AT_ONCE = 4096  # pictures whose codes are hashed at once
 _OTHER = {
     "tokenizer": "another tokenizer",
     "precision": "a tokenizer that computes otherwise",
@@ -63,6 +65,7 @@ class BankManifest:
     views: int  # K, of each picture
     again: bool  # whether they are meant to be used again in turn
     made: Mapping[str, Any]  # versions and device; decides nothing
+    digests: tuple[str, ...] = ()  # SHA-256 of each view's codes; none in an unfinished or old bank
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -98,6 +101,14 @@ def codes_size(views: int, pictures: int, grid: tuple[int, int]) -> int:
     return 2 * views * pictures * math.prod(grid)
 
 
+def _digest(codes: NDArray[np.uint16]) -> str:
+    """The SHA-256 of a view's codes (N, h, w) as they lie in the file, in hex."""
+    digest = sha256()
+    for start in range(0, len(codes), _AT_ONCE):
+        digest.update(codes[start : start + _AT_ONCE].tobytes())
+    return digest.hexdigest()
+
+
 def _short(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 16 else str(value)
 
@@ -128,6 +139,21 @@ class TokenBank:
                 f"its manifest says {self.manifest.shape}; copy both again"
             )
 
+    def verify(self, views: int | None = None) -> None:
+        """See that the codes of the first `views` views (None: of all) are those that were written.
+
+        Reads them once. A bank from before digests passes: it has nothing to be held to.
+
+        Raises:
+            UserError: A byte of them is another.
+        """
+        for view, digest in enumerate(self.manifest.digests[:views]):
+            if _digest(self._codes[view]) != digest:
+                raise UserError(
+                    f"the bank {self.folder} is damaged: the codes of view {view} in {_CODES} are "
+                    "not those that were written; copy it again, or remove it and make it again"
+                )
+
     def read(self, views: Sequence[int], indices: Sequence[int], /) -> Tensor:
         """The codes of these views of these pictures, (B, h, w) int64."""
         return torch.from_numpy(self._codes[list(views), list(indices)].astype(np.int64))
@@ -156,7 +182,8 @@ def read_manifest(folder: Path) -> BankManifest:
             raise UserError(f"the bank {folder} was made by another version; make it again")
         origin = tree.pop("origin")
         origin["grid"] = tuple(origin["grid"])
-        return BankManifest(BankOrigin(**origin), **tree)
+        digests = tuple(str(digest) for digest in tree.pop("digests", ()))
+        return BankManifest(BankOrigin(**origin), **tree, digests=digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} is not a bank: {MANIFEST} cannot be read; give the folder that `beit bank` "
@@ -205,7 +232,11 @@ class BankWriter:
 
     @staticmethod
     def finish(folder: Path) -> None:
-        """Remove what only an unfinished bank needs."""
+        """Write down the digests, and remove what only an unfinished bank needs."""
+        codes = np.load(folder / _CODES, mmap_mode="r", allow_pickle=False)
+        digests = tuple(_digest(view) for view in codes)
+        manifest = replace(read_manifest(folder), digests=digests)
+        atomic_write_text(folder / MANIFEST, manifest.as_json())
         for log in folder.glob(_LOGS):
             log.unlink()
 
