@@ -145,6 +145,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         _pairs(lambda data: (data / "annotations/train/002.png").write_bytes(b"no")),
         ["002", "--data.bad_share"],
     ),
+    "unknown augmentation": (
+        _photos(lambda data: data, views__auto_augment="rand-foo"),
+        ["rand-foo"],
+    ),
+    "scales that change nothing": (
+        _pairs(lambda data: data, inference__mode="whole", inference__scales=[0.5, 1]),
+        ["mode slide"],
+    ),
     "init of nothing": (
         lambda folder: classifying(folder / "run", coloured(folder), ""),
         ["empty"],

@@ -7,16 +7,18 @@ from typing import Literal
 import torch
 
 from beit.data.draws import MaskPlan
+from beit.data.joint_views import JointViewSettings
 from beit.data.loader import LoaderSettings
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
+from beit.evaluation.dense_inference import DenseSettings
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import encoder_config
-from beit.recipes.downstream_models import Recipe
+from beit.recipes.downstream_models import Recipe, SegmentRecipe
 from beit.recipes.models import (
     DataRecipe,
     EncoderRecipe,
@@ -171,6 +173,20 @@ def view_settings(
     """How pictures become views; without `random` they are centre crops."""
     return ViewSettings(
         patch_view=patch_view, token_view=token_view, random=random, **recipe.model_dump()
+    )
+
+
+def joint_view_settings(recipe: SegmentRecipe) -> JointViewSettings:
+    """How a picture and its mask become a view."""
+    return JointViewSettings(size=recipe.encoder.image_size, **recipe.views.model_dump())
+
+
+def dense_settings(recipe: SegmentRecipe) -> DenseSettings:
+    """How whole pictures are segmented."""
+    return DenseSettings(
+        size=recipe.encoder.image_size,
+        short_side=recipe.views.short_side,
+        **recipe.inference.model_dump(),
     )
 
 

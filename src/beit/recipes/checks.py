@@ -11,10 +11,19 @@ from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
 from beit.data.file_table import changed_files
 from beit.data.sources import Source
 from beit.errors import UserError
-from beit.recipes.build import encoder_config_of, fit_settings, mask_plan, tokenizer_config
+from beit.recipes.build import (
+    dense_settings,
+    encoder_config_of,
+    fit_settings,
+    joint_view_settings,
+    mask_plan,
+    tokenizer_config,
+    view_settings,
+)
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import LATER_FIELDS, deciding_fields
+from beit.tasks.mixing import MixSettings
 from beit.tasks.tokenize import TokenizeSettings
 
 
@@ -32,8 +41,14 @@ def refuse_impossible(recipe: Recipe, ranks: int, pictures: int, device: torch.d
     elif isinstance(recipe, TokenizerRecipe):
         tokenizer_config(recipe.model)
         TokenizeSettings(**recipe.relaxation.model_dump())
+    elif isinstance(recipe, ClassifyRecipe):
+        encoder_config_of(recipe.encoder)
+        MixSettings(**recipe.mixing.model_dump())
+        view_settings(recipe.views, patch_view=recipe.encoder.image_size)
     else:
         encoder_config_of(recipe.encoder)
+        joint_view_settings(recipe)
+        dense_settings(recipe)
     micro = fit_settings(recipe.optim, recipe.engine, pictures, device).micro_batch(ranks)
     _refuse_micro_batch(recipe, ranks, micro)
 

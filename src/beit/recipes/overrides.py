@@ -147,4 +147,6 @@ def _sentence(error: ValidationError) -> str:
         return f"there is no recipe field {place}"
     if not place:
         return message
+    if first["type"] in ("tuple_type", "list_type"):
+        message = "give a list, such as '[224, 224]' or '[0.5, 1]'"
     return f"{place} cannot be {first.get('input')!r}: {message}"

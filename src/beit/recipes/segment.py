@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from beit.batch import ImageBatch
 from beit.data.bad_pictures import BadPictureLog
-from beit.data.joint_views import JointViewSettings
 from beit.data.loader import pair_batches, whole_pairs
 from beit.data.pair_files import look_again
 from beit.data.pairs import PairSource, check_pairs, open_pairs
@@ -25,7 +24,13 @@ from beit.nn.decoder_config import DecoderConfig, decoder_config
 from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.objectives.pixels import class_weights
 from beit.recipes.best import BestWatch
-from beit.recipes.build import INITIALISATION_STREAM, choose_device, loader_settings
+from beit.recipes.build import (
+    INITIALISATION_STREAM,
+    choose_device,
+    dense_settings,
+    joint_view_settings,
+    loader_settings,
+)
 from beit.recipes.downstream_models import SegmentRecipe
 from beit.recipes.initial import Start, start_from
 from beit.recipes.saved_models import save_segmenter
@@ -104,15 +109,6 @@ def _decoder(recipe: SegmentRecipe, start: Start, classes: int) -> DecoderConfig
     return decoder_config(asked.kind, start.encoder.config, classes, **explicit)
 
 
-def dense_settings(recipe: SegmentRecipe) -> DenseSettings:
-    """How whole pictures are segmented."""
-    return DenseSettings(
-        size=recipe.encoder.image_size,
-        short_side=recipe.views.short_side,
-        **recipe.inference.model_dump(),
-    )
-
-
 def measured(
     model: Segmenter,
     source: PairSource,
@@ -174,7 +170,7 @@ class _Segmentation:
         stage, recipe = self.stage, self.recipe
         loader = loader_settings(recipe, stage.world, stage.device)
         log = BadPictureLog(stage.run.path, self.train, recipe.data.bad_share)
-        views = JointViewSettings(size=recipe.encoder.image_size, **recipe.views.model_dump())
+        views = joint_view_settings(recipe)
 
         def batches(samples_seen: int) -> Iterator[ImageBatch]:
             return pair_batches(self.train, views, loader, samples_seen, log=log)
