@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from beit.engine.distribution import World
-from beit.recipes.build import choose_precision, evaluation_workers, loader_settings
+from beit.engine.fit import _deterministic
+from beit.engine.settings import promise_repeatable_products
+from beit.recipes.build import (
+    choose_precision,
+    evaluation_workers,
+    fit_settings,
+    loader_settings,
+)
 from beit.recipes.models import DataRecipe
 from beit.recipes.named import tokenizer_recipe
+from beit.recipes.named_downstream import classify_recipe
+from beit.recipes.overrides import replace
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -24,6 +33,23 @@ def test_auto_takes_bfloat16_where_the_card_multiplies_it(
     expected = "bfloat16" if native else "float32"
     assert choose_precision("auto", torch.device("cuda")) == expected
     assert choose_precision("bfloat16", torch.device("cuda")) == "bfloat16"
+
+
+def test_a_recipe_can_ask_for_repeatable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the run alone, and before anything is multiplied on a GPU."""
+    recipe = replace(classify_recipe("digits"), {"engine.deterministic": True})
+    settings = fit_settings(recipe.optim, recipe.engine, 100, torch.device("cpu"))
+    assert settings.deterministic
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    promise_repeatable_products()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with _deterministic(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_loader_processes_decode_for_an_evaluation_on_a_gpu_alone() -> None:

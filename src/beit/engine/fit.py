@@ -29,7 +29,7 @@ from beit.engine.protocol import (
 )
 from beit.engine.recorder import Recorder
 from beit.engine.run_folder import RunFolder
-from beit.engine.settings import FitResult, FitSettings
+from beit.engine.settings import FitResult, FitSettings, promise_repeatable_products
 from beit.engine.signals import StopNow, StoppedBySignal, StopSignal
 from beit.engine.step import StepRecord, TrainingStep
 from beit.engine.storage import Storage
@@ -296,15 +296,14 @@ def _optimiser(task: nn.Module, settings: FitSettings) -> Optimizer:
 def _deterministic(wanted: bool) -> Iterator[None]:
     """Bitwise repeatable kernels for a while."""
     before = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
-        import os
-
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        promise_repeatable_products()
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=lenient)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a run is asked to do, and what came of it."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,11 @@ from torch import Tensor
 
 from beit.engine.schedules import Schedule
 from beit.errors import UserError
+
+
+def promise_repeatable_products() -> None:
+    """Have cuBLAS give the same bits each time; it reads this when it first multiplies."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def fit_settings(
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         eps=optim.eps,
+        deterministic=engine.deterministic,
         clip=optim.clip,
         ema=optim.ema,
         precision=choose_precision(engine.precision, device),

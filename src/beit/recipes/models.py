@@ -107,6 +107,9 @@ class EngineRecipe(Frozen):
         "auto", description="autocast; auto is bfloat16 where the hardware has it"
     )
     compile: bool = Field(False, description="torch.compile the step")
+    deterministic: bool = Field(
+        False, description="the same bits on every run of a GPU, too, at some cost"
+    )
     log_every: int = Field(10, gt=0, description="steps between two looks at the device")
     save_every: int = Field(500, gt=0, description="steps between two checkpoints")
     keep: int = Field(2, ge=2, description="checkpoints that stay")

@@ -26,6 +26,9 @@ LATER_FIELDS = {
     "tokens.views": None,
     "optim.schedule": "cosine",
     "tokenizer.optim.schedule": "cosine",
+    "class_balance": 0.0,
+    "engine.deterministic": False,
+    "tokenizer.engine.deterministic": False,
 }
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 3e-4 for a string
 

@@ -28,7 +28,7 @@ from beit.engine.distribution import World
 from beit.engine.fit import fit
 from beit.engine.protocol import Batches, Evaluate
 from beit.engine.run_folder import RunFolder
-from beit.engine.settings import FitResult
+from beit.engine.settings import FitResult, promise_repeatable_products
 from beit.errors import UserError, disk_complaint
 from beit.files import atomic_write_text, sha256_of
 from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
@@ -193,6 +193,8 @@ def open_stage(
     Raises:
         UserError: The run cannot go on there, or a disk is full while it is open.
     """
+    if recipe.engine.deterministic:
+        promise_repeatable_products()
     train, validation = sources or open_parts(request.data, rescan=request.resume)
     refuse_impossible(recipe, world.size, len(train), device)
     try:
