@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from beit.engine.schedules import SCHEDULES, scaled_rate, warmup_cosine, warmup_linear
+from beit.engine.schedules import SCHEDULES, warmup_cosine, warmup_linear
 
 
 def oracle(total: int, warmup: int, peak: float, minimum: float) -> list[float]:
@@ -33,10 +33,6 @@ def test_corners() -> None:
     assert rate(110) == rate(10_000) == 0.5
     assert rate(109, warmup=200) == pytest.approx(2.0 * 109 / 200)  # a warm-up longer than the run
     assert rate(200, warmup=200) == 0.5
-
-
-def test_rate_follows_the_batch() -> None:
-    assert scaled_rate(1e-3, global_batch=512, base_batch=256) == 2e-3
 
 
 def test_the_straight_line() -> None:

@@ -43,7 +43,7 @@ def headings(page: str) -> list[str]:
 
 def test_a_finished_run(finished: Path) -> None:
     page = page_of(finished)
-    assert headings(page)[:3] == ["Pre-training", "What the model fills in", "Frozen features"]
+    assert headings(page)[:3] == ["Pre-training", "What the model fills in", "Where it looks"]
     for part in ("Training the tokenizer", "Reconstructions", "Codebook use"):
         assert part in headings(page)
     assert "not finished" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
@@ -85,7 +85,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
 def test_pixels_have_no_tokenizer(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert beit(*pretraining(run, objective__target="pixels", optim__steps=2)).status == 0
-    assert headings(page_of(run)) == ["Pre-training", "Frozen features"]
+    assert headings(page_of(run)) == ["Pre-training", "Where it looks", "Frozen features"]
 
 
 @pytest.mark.parametrize("text", ["{", "- 1", "name: 1", "\udcff"])

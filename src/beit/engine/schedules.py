@@ -46,8 +46,3 @@ SCHEDULES: dict[Schedule, Callable[..., float]] = {
     "cosine": warmup_cosine,
     "linear": warmup_linear,
 }
-
-
-def scaled_rate(base_rate: float, *, global_batch: int, base_batch: int) -> float:
-    """Scale a rate that was found at one batch size to another, in proportion."""
-    return base_rate * global_batch / base_batch

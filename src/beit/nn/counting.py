@@ -48,14 +48,6 @@ def count_work(config: EncoderConfig, head_places: int, vocabulary: int) -> Work
     )
 
 
-def count_flops(config: EncoderConfig, head_places: int, vocabulary: int) -> int:
-    """Forward FLOP an image; arguments as in `count_work`.
-
-    The whole of every block is counted, also what `Encoder.forward(read=...)` spares the last.
-    """
-    return count_work(config, head_places, vocabulary).forward
-
-
 def count_parameters(module: nn.Module) -> int:
     """Numbers that are learned; a parameter in two places counts once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

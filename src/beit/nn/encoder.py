@@ -129,10 +129,6 @@ class Encoder(nn.Module):
             depths |= dict.fromkeys(names, number + 1)
         return depths
 
-    def layer_of(self, parameter_name: str) -> int:
-        """Depth of one parameter, by its name in this encoder; KeyError for an unknown one."""
-        return self.layer_ids()[parameter_name]
-
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 

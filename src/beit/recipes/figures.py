@@ -26,11 +26,12 @@ from beit.recipes.models import PretrainRecipe
 from beit.recipes.stage import prepared_batches
 from beit.report.figures import codebook_use
 from beit.report.page import Figure
-from beit.report.pictures import masked_page, paint_masks, reconstruction_page
+from beit.report.pictures import attention_page, masked_page, paint_masks, reconstruction_page
 from beit.report.tables import Table
 from beit.tokenizer.dvae import DiscreteVAE
 
 SHOWN = 12
+ASKING = 4  # pictures whose attention is shown
 BATCH = 100
 MOST_COUNTED = 5_000  # pictures; more do not change the curve of use
 MOST_KNOWN = 20_000  # training pictures in which neighbours are looked for
@@ -110,6 +111,27 @@ def masked_figure(
     )
     caption = "The last column is the best that any prediction could look like."
     return Figure(page, caption, "Masked pictures and predictions")
+
+
+@torch.inference_mode()
+def attention_figure(recipe: PretrainRecipe, model: MaskedImageModel, pictures: Pictures) -> Figure:
+    """Where two patches of each of a few pictures attend in the last block (paper, figure 2)."""
+    views = ViewSettings(patch_view=recipe.encoder.image_size, random=False)
+    batch = pictures.some(views)
+    assert batch.patch_view is not None
+    images = batch.patch_view[:ASKING]
+    height, width = model.encoder.config.grid
+    asked = [(height // 3, width // 3), (2 * height // 3, 2 * width // 3)]
+    places = [1 + row * width + column for row, column in asked]  # the special token comes first
+    attention = model.encoder.attention_maps(images, layer=-1)  # (B, heads, 1 + N, 1 + N)
+    maps = attention[:, :, places, 1:].transpose(1, 2).flatten(0, 1)  # (2 B, heads, N)
+    page = attention_page(
+        _rows(_unnormalised(images)).repeat(len(asked), axis=0),
+        maps.unflatten(-1, (height, width)).cpu().numpy(),
+        queries=np.array(asked * len(images)),
+    )
+    caption = "The framed patch asks; each map is scaled to its own largest value."
+    return Figure(page, caption, "Attention of the last block")
 
 
 def fill_in(model: MaskedImageModel, batch: ImageBatch, codes: Tensor) -> Tensor:

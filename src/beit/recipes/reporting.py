@@ -15,6 +15,7 @@ from beit.evaluation.few_labels import spread
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.figures import (
     Pictures,
+    attention_figure,
     codebook_figure,
     masked_figure,
     neighbour_table,
@@ -170,6 +171,9 @@ def _model_sections(run: RunFiles, source: Source) -> list[Section]:
         text = "At masked places the most likely code is taken and decoded; the rest is given."
         figure = masked_figure(recipe, model, tokenizer, pictures)
         sections.append(Section("What the model fills in", [text], [figure]))
+    text = "How much the last block takes from each patch, for a patch of the picture that asks."
+    figure = attention_figure(recipe, model, pictures)
+    sections.append(Section("Where it looks", [text], [figure]))
     if len(source.classes) > 1 and run.asked_data in (None, run.data):
         table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
         text = (
