@@ -28,7 +28,7 @@ from beit.data.cache import (
 )
 from beit.data.decode import SUFFIXES, read_bytes
 from beit.data.file_table import FileTable
-from beit.data.layout import Layout, LayoutBuilder
+from beit.data.layout import VALIDATION_NAMES, Layout, LayoutBuilder
 from beit.data.naming import PackedNames, printable
 from beit.data.packed import PackedSource, Split
 from beit.errors import UserError
@@ -171,11 +171,22 @@ class FolderSource(PackedSource):
         arrays = (self._array(name) for name in ("blob", "offsets", "sizes", "times"))
         return FileTable(self.root, *arrays)
 
+    def validation_folder(self) -> str | None:
+        """A folder beside `train` that is named for validation, with pictures or without."""
+        if self.path(0).partition(b"/")[0].lower() != b"train":
+            return None
+        above = {folder.partition(b"/")[0] for folder in self._directories()}
+        named = sorted(folder for folder in above if folder.lower() in VALIDATION_NAMES)
+        return printable(named[0]) if named else None
+
+    def _directories(self) -> PackedNames:
+        return PackedNames(self._array("directory_blob"), self._array("directory_offsets"))
+
     def empty_classes(self) -> tuple[str, ...]:
         """Folders that stand where this part's classes do and hold no picture in any part."""
         first, slash, _ = self.path(0).partition(b"/")
         above = first + slash if slash and first.lower() == b"train" else b""
-        folders = PackedNames(self._array("directory_blob"), self._array("directory_offsets"))
+        folders = self._directories()
         below = (folder[len(above) :] for folder in folders if folder.startswith(above))
         names = (printable(path[:-1]) for path in below if path.count(b"/") == 1)
         return tuple(sorted(set(names) - set(self.classes)))

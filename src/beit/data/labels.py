@@ -124,11 +124,11 @@ def _parse(amount: str) -> Callable[[int], int] | None:
 def check_classes(train: Source, validation: Source) -> None:
     """Refuse data that no classifier can be trained on, before anything is spent on it.
 
-    An empty validation source is let through. So is a class without a validation picture when the
-    validation part was drawn by chance and not laid out by the user.
+    An empty validation source is let through, but no empty folder for it. So is a class without a
+    validation picture when the validation part was drawn by chance and not laid out by the user.
 
     Raises:
-        UserError: One picture, pictures without a class, an empty class, a single class, or
+        UserError: One picture, folders that are no classes, pictures without a class, an empty class, a single class, or
             classes that differ between training and validation.
     """
     if len(train) < 2:
@@ -137,6 +137,12 @@ def check_classes(train: Source, validation: Source) -> None:
             f"{train.name} holds {count} to train on: a classifier needs some of two classes"
         )
     _refuse_splits_as_classes(train)
+    laid_out = len(validation) and not getattr(validation, "held_out", False)
+    if not laid_out and isinstance(train, FolderSource) and (empty := train.validation_folder()):
+        raise UserError(
+            f"{empty}/ of {train.name} holds no picture: fill it, or remove it to have some of the "
+            "training pictures held out"
+        )
     trained = _counts(train, "training")
     validated: Integers = np.zeros(0, np.int64)
     if len(validation):
@@ -144,8 +150,8 @@ def check_classes(train: Source, validation: Source) -> None:
         _refuse_other_names(train, validation)
     for label in np.flatnonzero(trained == 0):
         _refuse_missing(train.classes[label], train, bool(validated[label : label + 1].any()))
-    if isinstance(train, FolderSource) and (empty := train.empty_classes()):
-        _refuse_missing(empty[0], train, in_validation=False)
+    if isinstance(train, FolderSource) and (lacking := train.empty_classes()):
+        _refuse_missing(lacking[0], train, in_validation=False)
     if len(train.classes) == 1:
         raise UserError(
             f"{train.name} has a single class, {train.classes[0]}: a classifier needs two or more"
