@@ -128,8 +128,8 @@ def check_classes(train: Source, validation: Source) -> None:
     validation picture when the validation part was drawn by chance and not laid out by the user.
 
     Raises:
-        UserError: One picture, folders that are no classes, pictures without a class, an empty class, a single class, or
-            classes that differ between training and validation.
+        UserError: One picture, folders that are no classes, pictures without a class, an empty
+            class, a single class, or classes that differ between training and validation.
     """
     if len(train) < 2:
         count = "one picture" if len(train) else "no picture"

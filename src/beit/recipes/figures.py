@@ -127,7 +127,7 @@ def attention_figure(recipe: PretrainRecipe, model: MaskedImageModel, pictures: 
     maps = attention[:, :, places, 1:].transpose(1, 2).flatten(0, 1)  # (2 B, heads, N)
     page = attention_page(
         _rows(_unnormalised(images)).repeat(len(asked), axis=0),
-        maps.unflatten(-1, (height, width)).cpu().numpy(),
+        maps.view(*maps.shape[:2], height, width).cpu().numpy(),
         queries=np.array(asked * len(images)),
     )
     caption = "The framed patch asks; each map is scaled to its own largest value."
