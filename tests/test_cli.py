@@ -74,7 +74,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a file": ([*WITHOUT_DATA, "TMP/file"], ["neither a folder nor a .tar"]),
     "a full folder": ([*PRETRAIN[:-1], "TMP/photos"], ["not empty", "--resume", "--out"]),
     "a file for a folder": ([*PRETRAIN[:-1], "TMP/file"], ["is a file", "--out"]),
-    "below a file": ([*PRETRAIN[:-1], "TMP/file/run"], ["cannot be made", "--out"]),
+    "below a file": ([*PRETRAIN[:-1], "TMP/file/run"], ["cannot be written to", "--out"]),
     "no run": (
         [*PRETRAIN[:-1], "TMP/photos", "--resume"],
         ["photos holds no run to go on with", "recipe.yaml"],

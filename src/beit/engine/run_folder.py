@@ -48,7 +48,9 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(folder)
         except OSError as error:  # no right, a file on the way, a disk that is full or read-only
-            raise UserError(f"{path} cannot be written to ({error.strerror})") from error
+            raise UserError(
+                f"{path} cannot be written to ({error.strerror}); choose another --out"
+            ) from error
         return cls(folder, lock)
 
     @property

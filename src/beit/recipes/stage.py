@@ -225,10 +225,7 @@ def _enter(request: RunRequest, *, main: bool) -> RunFolder:
             f"{out} holds no run to go on with (it has no recipe.yaml); give the folder of a run, "
             "or begin a new one in an empty folder"
         )
-    try:
-        return RunFolder.open(out, resume=request.resume, main=main)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+    return RunFolder.open(out, resume=request.resume, main=main)
 
 
 def _holds_something_else(folder: Path) -> bool:
