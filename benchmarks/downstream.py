@@ -130,7 +130,7 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         )
         for balance in (0.5, 0.0)
     ],
-    # Larger pictures and five times the steps: 1.5 hours a run on one core.
+    # Larger pictures and five times the steps: nearly two hours a run on one core.
     "camvid-longer": [
         Trial(
             "upernet, 128 px, balance 0.5",

@@ -212,14 +212,14 @@ def test_disk_full_leaves_the_previous(
     assert not list(store.folder.glob("*.tmp-*"))
 
 
+def read_only(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
 def test_a_disk_that_also_refuses_to_clean_up_leaves_the_clear_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = saved(tmp_path, 1, 2)
-
-    def read_only(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
     monkeypatch.setattr(module, "write_synced", read_only)
     monkeypatch.setattr(module, "_remove_ours", read_only)
     with pytest.raises(UserError, match="step 3 .* the checkpoints before it are intact"):
@@ -230,15 +230,12 @@ def test_a_disk_that_refuses_to_retire_the_oldest_is_told_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = saved(tmp_path, 1, 2)
-
-    def read_only(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
     monkeypatch.setattr(module, "_remove_ours", read_only)
     with pytest.raises(UserError, match="Read-only file system"):
         store.save(toy_snapshot(3))
     monkeypatch.undo()
-    assert Checkpoints(store.folder).load().snapshot.step == 3  # type: ignore[union-attr]
+    loaded = Checkpoints(store.folder).load()
+    assert loaded is not None and loaded.snapshot.step == 3
 
 
 def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

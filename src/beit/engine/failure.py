@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beit.engine.checkpoints import Snapshot, write_snapshot
 from beit.engine.logging import encode_row
-from beit.engine.protocol import Cutting
+from beit.engine.protocol import AT_WILL, Cutting
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
 from beit.files import atomic_write_text, human_bytes
@@ -21,7 +21,6 @@ class Diverged(RuntimeError):
 
 
 Identity = dict[str, list[int]]
-AT_WILL = Cutting()
 
 
 def batch_identity(batch: Any) -> Identity:

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from beit.engine.distribution import World, current_world, restarted
 from beit.engine.ema import WeightAverage
-from beit.engine.failure import AT_WILL, Diverged, explained
+from beit.engine.failure import Diverged, explained
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
 from beit.engine.protocol import (
+    AT_WILL,
     Batches,
     Evaluate,
     Evaluation,

@@ -86,6 +86,9 @@ class Cutting(NamedTuple):
     changes: str = ""  # what is then computed otherwise, in words; nothing where it is empty
 
 
+AT_WILL = Cutting()
+
+
 @runtime_checkable
 class MindsCutting(Protocol):
     """A task whose micro-batches are more than a sum over pictures; others are cut at will."""
