@@ -126,7 +126,7 @@ EXPERIMENTS: dict[str, list[Trial]] = {
             f"upernet, balance {balance}",
             masks(400, decoder__kind="upernet", decoder__channels=64, class_balance=balance),
             "segment",
-            FROM,
+            (SCRATCH, "short", "middle", "long"),
         )
         for balance in (0.5, 0.0)
     ],
