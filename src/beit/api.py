@@ -98,13 +98,26 @@ def pretrain(
     *,
     tokenizer: str | Path | None = None,
     bank: str | Path | None = None,
+    init: str | Path = "none",
     resume: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Stage 2, as `beit pretrain`; without `tokenizer` or `bank` stage 1 comes first."""
+    """Stage 2, as `beit pretrain`; without `tokenizer` or `bank` stage 1 comes first.
+
+    Args:
+        recipe: A name, or a value such as `beit.recipe("tiny", {"optim.lr": 3e-4})`.
+        data: A folder of pictures, or any other source the command line takes.
+        out: The run folder.
+        tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`.
+        bank: A token bank; it brings its tokenizer.
+        init: A model to go on from, with its tokenizer if that lies beside it; "none" for fresh
+            weights.
+        resume: Go on with the run in `out`.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+    """
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
-    return train.pretrain(wanted, request, tokenizer, bank)
+    return train.pretrain(wanted, request, tokenizer, bank, str(init))
 
 
 def classify(

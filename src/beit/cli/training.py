@@ -18,6 +18,13 @@ def add(commands: Any) -> None:
         help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
     )
     pretrain.add_argument("--bank", metavar="BANK", help="codes that `beit bank` computed before")
+    pretrain.add_argument(
+        "--init",
+        metavar="CKPT",
+        default="none",
+        help="go on from a model, with its tokenizer if that lies beside it: a run, a model "
+        "folder, a weight file or timm:NAME; fresh weights without it",
+    )
     add_bank(commands)
 
     _fine_tuning(commands, "classify", "fine-tune a classifier", _run_classify)
@@ -80,7 +87,7 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
     from beit.recipes.train import pretrain
 
     request = RunRequest.from_options(options)
-    return pretrain(recipe, request, options.tokenizer, options.bank)
+    return pretrain(recipe, request, options.tokenizer, options.bank, options.init)
 
 
 def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:

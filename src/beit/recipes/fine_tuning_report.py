@@ -19,6 +19,7 @@ from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.evaluating import iou_table, matched_labels
 from beit.recipes.figures import BATCH, picture_rows, spread_over
 from beit.recipes.finished import Finished, read_finished
+from beit.recipes.initial import began_text
 from beit.recipes.run_files import RunFiles
 from beit.recipes.segment import logits_of, settings_of
 from beit.recipes.stage import prepared_batches
@@ -42,7 +43,7 @@ def classification_sections(run: RunFiles) -> list[Section]:
     sections = [
         Section(
             "Fine-tuning",
-            [_measured_on(run) + _began(run)],
+            [_measured_on(run) + began_text(run.path)],
             [Figure(curves(run.metrics, CLASSIFY_CURVES), "", "Curves of the fine-tuning")],
         )
     ]
@@ -70,7 +71,7 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
     sections = [
         Section(
             "Fine-tuning",
-            [_measured_on(run) + _began(run)],
+            [_measured_on(run) + began_text(run.path)],
             [Figure(curves(run.metrics, SEGMENT_CURVES), "", "Curves of the fine-tuning")],
         )
     ]
@@ -80,16 +81,6 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
     if run.finished and run.source is not None:
         sections.append(_overlays(run, recipe))
     return sections
-
-
-def _began(run: RunFiles) -> str:
-    file = run.path / "initial.json"
-    if not file.is_file():
-        return ""
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record["init"] == "none":
-        return "The weights began at random."
-    return f"The weights began as those of {record['init']}."
 
 
 def _evaluation(run: RunFiles) -> dict[str, Any] | None:

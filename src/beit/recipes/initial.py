@@ -1,6 +1,7 @@
 """What a run starts from: any model that holds an encoder, ours or other people's."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from beit.recipes.foreign import head_of
 from beit.recipes.models import EncoderRecipe
 
 NOTHING = "none"
+INITIAL = "initial.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Initial:
         decoder: What a segmenter's head is made of.
         notes: What was assumed or left out on the way.
         foreign: All that was read of other people's files.
+        tokenizer: Fingerprint of the tokenizer whose codes the head predicts, where known.
     """
 
     encoder: Encoder
@@ -47,6 +50,7 @@ class Initial:
     notes: tuple[str, ...] = ()
     decoder: DecoderConfig | None = None
     foreign: ForeignModel | None = None
+    tokenizer: str = ""
 
 
 def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
@@ -87,12 +91,13 @@ def _ours(path: Path) -> Initial:
         return Initial(model.encoder, head, labels=model.labels, decoder=model.config)
     if isinstance(model, Classifier):
         return Initial(model.encoder, model.head, labels=model.labels)
-    return Initial(*saved_models.load_encoder_and_head(path))
+    tokenizer = str(saved_models.read_config(path).get("tokenizer", ""))
+    return Initial(*saved_models.load_encoder_and_head(path), tokenizer=tokenizer)
 
 
 @dataclass
 class Start:
-    """The encoder that a fine-tuning begins with, and the story of where it is from.
+    """The encoder that a run begins with, and the story of where it is from.
 
     Attributes:
         encoder: Of the shape that the recipe asks for.
@@ -116,9 +121,8 @@ class Start:
         encoder = [f"encoder.{name}" for name in self.encoder.state_dict()]
         head = [] if self.given.head is None else list(self.given.head.state_dict())
         head = [f"head.{name}" for name in head]
-        path = Path(self.init)
         return {
-            "init": str(path.absolute()) if path.exists() else self.init,
+            "init": _named(self.init),
             "layout": self.given.layout,
             "used": encoder + (head if self.head_kept else []),
             "not_used": [] if self.head_kept else head,
@@ -141,16 +145,44 @@ class Start:
         Raises:
             UserError: The run there began from something else.
         """
-        file = run / "initial.json"
-        record = self.record
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8")).get("init")
-            if before != record["init"]:
-                raise UserError(
-                    f"the run in {run} began from {before}, not from {record['init']}; resume with "
-                    "the same --init or choose another --out"
-                )
-        atomic_write_text(file, json.dumps(record, indent=2) + "\n")
+        require_same_start(run, self.init)
+        atomic_write_text(run / INITIAL, json.dumps(self.record, indent=2) + "\n")
+
+
+def require_same_start(run: Path, init: str) -> None:
+    """See that a run goes on from what it began from.
+
+    Raises:
+        UserError: The run there began from something else.
+    """
+    before, now = began_from(run), _named(init)
+    if before not in (None, now):
+        raise UserError(
+            f"the run in {run} began from {before}, not from {now}; resume with "
+            "the same --init or choose another --out"
+        )
+
+
+def began_from(run: Path) -> str | None:
+    """What a run began from, "none" for nothing; None while it has not begun."""
+    file = run / INITIAL
+    if file.is_file():
+        return str(json.loads(file.read_text(encoding="utf-8")).get("init"))
+    return NOTHING if (run / "checkpoints").is_dir() else None
+
+
+def began_text(run: Path) -> str:
+    """What a run began from, as a sentence for its report; empty where nothing says."""
+    if not (run / INITIAL).is_file():
+        return ""
+    began = began_from(run)
+    text = "at random" if began == NOTHING else f"as those of {began}"
+    return f"The weights began {text}."
+
+
+def _named(init: str) -> str:
+    path = Path(init)
+    return str(path.absolute()) if init != NOTHING and path.exists() else init
 
 
 def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
@@ -169,46 +201,60 @@ def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
     Raises:
         UserError: There is nothing to read, or it is of another shape.
     """
-    config = encoder_config_of(recipe)
-    if config.relative_positions == "shared":
-        config = replace(config, relative_positions="per-layer")
     if init == NOTHING:
         torch.manual_seed(seed + INITIALISATION_STREAM)
-        encoder = Encoder(config)
-        return Start(_without_mask(encoder))
+        start = Start(Encoder(_tables_apart(encoder_config_of(recipe))))
+    else:
+        start = _read_start(recipe, init, _tables_apart)
+    # Nothing is masked in fine-tuning: what stands in for masked patches is not trained.
+    start.encoder.embeddings.mask_embedding.requires_grad_(False)
+    return start
+
+
+def go_on_from(recipe: EncoderRecipe, init: str) -> Start:
+    """Make the encoder of a continued pre-training.
+
+    As for a fine-tuning, but a bias table that all blocks share stays shared, and what stands in
+    for masked patches goes on being trained.
+
+    Args:
+        recipe: What the encoder is to be.
+        init: What `read_initial` understands.
+
+    Raises:
+        UserError: There is nothing to read, or it is of another shape.
+    """
+    return _read_start(recipe, init, lambda config: config)
+
+
+def _read_start(
+    recipe: EncoderRecipe, init: str, asked: Callable[[EncoderConfig], EncoderConfig]
+) -> Start:
     if not init.strip():
         raise UserError(f"--init is empty: give a model, or `--init {NOTHING}` for none")
     given = read_initial(init, f", or `--init {NOTHING}` to train from scratch")
-    wanted = _following(given.encoder.config, config, recipe, init)
+    wanted = asked(_following(given.encoder.config, recipe, init))
     encoder, notes = adapted(given.encoder, wanted)
-    return Start(_without_mask(encoder), init, given, (*given.notes, *notes))
+    return Start(encoder, init, given, (*given.notes, *notes))
 
 
-def _following(
-    theirs: EncoderConfig, config: EncoderConfig, recipe: EncoderRecipe, init: str
-) -> EncoderConfig:
+def _following(theirs: EncoderConfig, recipe: EncoderRecipe, init: str) -> EncoderConfig:
     """The recipe's configuration with the given model's positions and LayerScale."""
+    config = encoder_config_of(recipe)
     for name in ("width", "depth", "heads", "patch_size"):
         if getattr(theirs, name) != getattr(config, name):
             raise UserError(
                 f"{init} does not fit the recipe: its {name} is {getattr(theirs, name)}, not "
                 f"{getattr(config, name)}; name the recipe of its size, or set --encoder.{name}"
             )
-    positions = theirs.relative_positions
-    follow: dict[str, Any] = {
-        "absolute_positions": theirs.absolute_positions,
-        "relative_positions": "per-layer" if positions == "shared" else positions,
-        "layer_scale": theirs.layer_scale,
-        "mlp_ratio": theirs.mlp_ratio,
-        "channels": theirs.channels,
-    }
+    names = ("absolute_positions", "relative_positions", "layer_scale", "mlp_ratio", "channels")
+    follow: dict[str, Any] = {name: getattr(theirs, name) for name in names}
     stated = {name: value for name, value in recipe.explicit.items() if name in follow}
-    if stated.get("relative_positions") == "shared":
-        stated["relative_positions"] = "per-layer"
     return replace(config, **{**follow, **stated})
 
 
-def _without_mask(encoder: Encoder) -> Encoder:
-    """Nothing is masked in fine-tuning: what stands in for masked patches is not trained."""
-    encoder.embeddings.mask_embedding.requires_grad_(False)
-    return encoder
+def _tables_apart(config: EncoderConfig) -> EncoderConfig:
+    """A bias table a block where all would share one, as the reference fine-tunes."""
+    if config.relative_positions != "shared":
+        return config
+    return replace(config, relative_positions="per-layer")

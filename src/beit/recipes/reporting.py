@@ -22,6 +22,7 @@ from beit.recipes.figures import (
     reconstruction_figure,
 )
 from beit.recipes.fine_tuning_report import classification_sections, segmentation_sections
+from beit.recipes.initial import began_text
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
@@ -130,7 +131,8 @@ def _tokenizer_sections(run: RunFiles) -> list[Section]:
 def _pretrain_sections(run: RunFiles) -> list[Section]:
     figure = Figure(curves(run.metrics, PRETRAIN_CURVES), "", "Curves of the pre-training run")
     text = "A low accuracy is normal: many codes fit a masked place. Compare it with the baselines."
-    sections = [Section("Pre-training", [text], [figure], list(_baselines(run)))]
+    texts = [text, began] if (began := began_text(run.path)) else [text]
+    sections = [Section("Pre-training", texts, [figure], list(_baselines(run)))]
     if run.finished and run.source is not None:
         sections += _model_sections(run, run.source)
     sections += _few_labels(run)

@@ -1,5 +1,6 @@
 """The two stages, end to end: from pictures to a tokenizer, from both to a pre-trained model."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from beit.recipes.build import (
     tokenize_task,
     view_settings,
 )
+from beit.recipes.continued import put_into, tokenizer_beside
+from beit.recipes.initial import NOTHING, Start, go_on_from, require_same_start
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.saved_models import save_masked_image_model
 from beit.recipes.stage import RunRequest, Stage, open_stage
@@ -111,6 +114,7 @@ def pretrain(
     request: RunRequest,
     tokenizer: str | Path | None = None,
     bank: str | Path | None = None,
+    init: str = NOTHING,
 ) -> dict[str, Any]:
     """Stage 2: masked image modelling (paper, section 2.3) into `request.out`.
 
@@ -120,14 +124,20 @@ def pretrain(
         tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`; without it the
             recipe's tokenizer is trained first, into the folder `tokenizer` of the run.
         bank: A token bank (`beit bank`) to take the codes from; it brings its tokenizer.
+        init: What to go on from: a run, a model folder or a weight file; "none" draws the weights.
+            The tokenizer of such a run is taken along when no other is given.
     """
     device = choose_device(request.device)
     with process_group(device.type) as world:
+        require_same_start(request.out, init)
+        start = None if init == NOTHING else go_on_from(recipe.encoder, init)
         codes, sources = None, None
         if bank is not None:
             codes = TokenBank(Path(bank))
             tokenizer = tokenizer or codes.folder / TOKENIZER
             recipe = recipe_with_bank(recipe, codes)
+        if start is not None and recipe.objective.target == "tokens":
+            tokenizer = tokenizer or tokenizer_beside(init)
         given = None
         if tokenizer is not None:
             given = _given_tokenizer(recipe, Path(tokenizer), request.out)
@@ -135,14 +145,27 @@ def pretrain(
             sources = open_parts(request.data, rescan=True)
             refuse_other_bank(recipe, codes, given, sources[0], main=world.main)
         with open_stage(recipe, request, world, device, sources) as stage:
-            return _pretrain(recipe, stage, given, codes)
+            vae = _tokenizer_of(stage, given)
+            task = pretrain_task(recipe, vae)
+            if start is not None:
+                put_into(task.model, start, "" if vae is None else storage.fingerprint(vae))
+                _tell(start, stage)
+            return _pretrain(recipe, stage, task, vae, codes)
+
+
+def _tell(start: Start, stage: Stage) -> None:
+    if stage.world.main:
+        start.keep(stage.run.path)
+        print(f"pretrain: {start.sentence}", file=sys.stderr, flush=True)
 
 
 def _pretrain(
-    recipe: PretrainRecipe, stage: Stage, given: DiscreteVAE | None, codes: TokenBank | None
+    recipe: PretrainRecipe,
+    stage: Stage,
+    task: PretrainTask,
+    vae: DiscreteVAE | None,
+    codes: TokenBank | None,
 ) -> dict[str, Any]:
-    vae = _tokenizer_of(stage, given)
-    task = pretrain_task(recipe, vae)
     grid = encoder_config_of(recipe.encoder).grid
     # With codes at hand nobody looks at the tokenizer's view.
     token_view = None if vae is None or codes is not None else vae.config.view_size(grid)
