@@ -102,7 +102,8 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("160 to 224 px", labels("all", 60, **square(224, 3e-4)), starts=HALF_WAY),
         Trial("160 to 160 px", labels("all", 60, **square(160, 3e-4)), starts=HALF_WAY),
     ],
-    # "middle" is a classifier fine-tuned on imagenette from the short pre-training.
+    # "middle" is a classifier fine-tuned on imagenette from the short pre-training, "adapted" the
+    # short pre-training gone on with on camvid's training pictures, without their masks.
     "camvid": [
         Trial(
             "upernet",
@@ -126,7 +127,7 @@ EXPERIMENTS: dict[str, list[Trial]] = {
             f"upernet, balance {balance}",
             masks(400, decoder__kind="upernet", decoder__channels=64, class_balance=balance),
             "segment",
-            (SCRATCH, "short", "middle", "long"),
+            (SCRATCH, "short", "middle", "long", "adapted"),
         )
         for balance in (0.5, 0.0)
     ],
