@@ -131,6 +131,23 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         )
         for balance in (0.5, 0.0)
     ],
+    # Each start with a lower rate than the recipe's 3e-3, which is three times pre-training's.
+    "camvid-rate": [
+        Trial(
+            f"upernet, balance 0.5, rate {rate}",
+            masks(
+                400,
+                decoder__kind="upernet",
+                decoder__channels=64,
+                class_balance=0.5,
+                optim__lr=float(rate),
+            ),
+            "segment",
+            (SCRATCH, "short", "adapted"),
+            seeds=(0,),
+        )
+        for rate in ("1e-3", "1.5e-3")
+    ],
     # Larger pictures and five times the steps: nearly two hours a run on one core.
     "camvid-longer": [
         Trial(
