@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from beit.batch import ImageBatch
 from beit.engine.protocol import StepContext
+from beit.engine.step import compile_parts
 from beit.errors import UserError
 from beit.objectives.evidence_bound import picture_log_density, uniform_divergence
 from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
@@ -137,3 +139,16 @@ def test_learns_flat_colours() -> None:
     train(task, images, steps=240)
     hard = (task.model.reconstruct(images) - images).square().mean().item()
     assert hard < 0.25 * images.var().item()
+
+
+def test_what_is_compiled_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The discrete VAE itself never is: it has no forward, and compiling it would do nothing."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    task = build()
+    compile_parts(task)
+    called: set[nn.Module] = set()
+    for module in compiled:
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
+    task(batch_of(torch.rand(2, 3, 16, 16)), context(50))
+    assert called == {*compiled} >= {task.model.encoder, task.model.decoder}

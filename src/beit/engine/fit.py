@@ -8,16 +8,15 @@ random state and a resumed run goes on bitwise as if it had never stopped.
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from beit.engine.distribution import World, current_world, restarted
 from beit.engine.ema import WeightAverage
 from beit.engine.failure import Diverged, explained
-from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
+from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.protocol import (
     AT_WILL,
     Batches,
@@ -25,14 +24,12 @@ from beit.engine.protocol import (
     Evaluation,
     MindsCutting,
     Prepare,
-    ScalesRates,
-    Task,
 )
 from beit.engine.recorder import Recorder
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, FitSettings, promise_repeatable_products
 from beit.engine.signals import StopNow, StoppedBySignal, StopSignal
-from beit.engine.step import StepRecord, TrainingStep
+from beit.engine.step import StepRecord, TrainingStep, compile_parts
 from beit.engine.storage import Storage
 from beit.errors import UserError
 from beit.randomness import step_seed
@@ -99,7 +96,7 @@ class _Run:
         parameters = trainable(task)
         decay = settings.ema
         self.average = None if decay is None else WeightAverage(parameters, decay)
-        self.optimiser = _optimiser(task, settings)
+        self.optimiser = optimiser_of(task, settings)
         self.storage = Storage(
             task,
             self.optimiser,
@@ -131,8 +128,7 @@ class _Run:
         self.storage.prepare(self.settings.models)
         notes = self._resume() if resume else []
         if self.settings.compile:
-            for child in self.task.children():
-                child.compile()  # in place: names stay, nested attributes stay reachable
+            compile_parts(self.task)
         self.task.train()
         with ExitStack() as stack:
             self.stop = stack.enter_context(StopSignal(main=self.world.main))
@@ -281,16 +277,6 @@ class _Run:
         notes = [f"checkpoint {name} is refused: {reason}" for name, reason in loaded.refused]
         fell_back = ", the newest one that is sound" if notes else ""
         return [*notes, f"going on from {loaded.path.name}{fell_back}"]
-
-
-def _optimiser(task: nn.Module, settings: FitSettings) -> Optimizer:
-    groups = parameter_groups(
-        trainable(task),
-        weight_decay=settings.weight_decay,
-        undecayed=cast(Task, task).undecayed_parameters(),
-        rate_scales=task.rate_scales() if isinstance(task, ScalesRates) else None,
-    )
-    return build_optimiser(groups, betas=settings.betas, eps=settings.eps)
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """AdamW with the reference's decay groups and an optional rate scale for each parameter."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+
+from beit.engine.protocol import ScalesRates, Task
+from beit.engine.settings import FitSettings
 
 
 def trainable(task: nn.Module) -> dict[str, nn.Parameter]:
@@ -57,6 +60,17 @@ def build_optimiser(
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu", "cuda"}
     return AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused or None)
+
+
+def optimiser_of(task: nn.Module, settings: FitSettings) -> Optimizer:
+    """The optimiser of a task that is on its device, by what task and settings say."""
+    groups = parameter_groups(
+        trainable(task),
+        weight_decay=settings.weight_decay,
+        undecayed=cast(Task, task).undecayed_parameters(),
+        rate_scales=task.rate_scales() if isinstance(task, ScalesRates) else None,
+    )
+    return build_optimiser(groups, betas=settings.betas, eps=settings.eps)
 
 
 def set_rate(optimiser: Optimizer, rate: float) -> None:

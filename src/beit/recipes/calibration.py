@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,9 @@ from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
-from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
-from beit.engine.protocol import ScalesRates, Task
+from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.settings import FitSettings
-from beit.engine.step import TrainingStep
+from beit.engine.step import TrainingStep, compile_parts
 
 Call = Callable[[], object]
 SIZES = 4  # the larger batch that is timed is this many times the smaller one
@@ -94,17 +93,10 @@ def step_on(
 ) -> Callable[[ImageBatch], Call]:
     """The engine's training step of a task: from the batch it is to learn from to a call."""
     task.to(device).train()
-    groups = parameter_groups(
-        trainable(task),
-        weight_decay=settings.weight_decay,
-        undecayed=cast(Task, task).undecayed_parameters(),
-        rate_scales=task.rate_scales() if isinstance(task, ScalesRates) else None,
-    )
-    optimiser = build_optimiser(groups, betas=settings.betas, eps=settings.eps)
+    optimiser = optimiser_of(task, settings)
     average = None if settings.ema is None else WeightAverage(trainable(task), settings.ema)
     if settings.compile:
-        for child in task.children():
-            child.compile()
+        compile_parts(task)
 
     def make(batch: ImageBatch) -> Call:
         one = replace(settings, global_batch=len(batch.index), accumulate=1)
