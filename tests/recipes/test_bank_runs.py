@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.recipes import banking
 from beit.tokenizer.bank import MANIFEST, BankWriter, TokenBank, read_manifest
@@ -122,6 +123,26 @@ def test_however_the_step_is_cut_up(
     assert beit(*run_words(runs[1], data), "--tokenizer", tokenizer, *how).status == 0
     assert losses(runs[0]) == losses(runs[1])
     assert (runs[0] / MODEL).read_bytes() == (runs[1] / MODEL).read_bytes()
+
+
+def test_nobody_gives_up_while_a_large_bank_is_read(
+    data: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank reads every byte of it; the others must wait for longer than they would."""
+    happened: list[str] = []
+    verify = TokenBank.verify
+
+    def verifying(self: TokenBank, views: int | None = None) -> None:
+        happened.append("read")
+        verify(self, views)
+
+    def waiting(self: World, seconds: float = 600.0) -> None:
+        happened.append("a long wait" if seconds >= 24 * 3600 else "a wait")
+
+    monkeypatch.setattr(TokenBank, "verify", verifying)
+    monkeypatch.setattr(World, "barrier", waiting)
+    assert beit(*run_words(tmp_path / "run", data), "--bank", bank).status == 0
+    assert happened[:2] == ["read", "a long wait"]
 
 
 def test_views_that_are_used_again(data: Path, tokenizer: Path, live: Path, tmp_path: Path) -> None:

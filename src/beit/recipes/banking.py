@@ -144,10 +144,11 @@ def refuse_other_bank(
     given: TokenBank,
     tokenizer: DiscreteVAE,
     source: Source,
-    *,
-    main: bool = True,
+    world: World,
 ) -> None:
     """See that a bank holds the codes of a run, on the first rank by each of their bytes.
+
+    Every rank must call this, and leaves it when the first one has read them all.
 
     Raises:
         UserError: It does not; the sentence says what differs.
@@ -164,8 +165,9 @@ def refuse_other_bank(
             f"the bank {given.folder} holds {there} views of each picture and the run takes "
             f"{needed}; make a larger bank, or use views again by --tokens.views {there}"
         )
-    if main:
+    if world.main:
         given.verify(needed)
+    world.barrier(_A_DAY)  # hundreds of gigabytes take longer than any other wait is given
 
 
 def compare_codes(

@@ -143,7 +143,7 @@ def pretrain(
             given = _given_tokenizer(recipe, Path(tokenizer), request.out)
         if codes is not None and given is not None:
             sources = open_parts(request.data, rescan=True)
-            refuse_other_bank(recipe, codes, given, sources[0], main=world.main)
+            refuse_other_bank(recipe, codes, given, sources[0], world)
         with open_stage(recipe, request, world, device, sources) as stage:
             vae = _tokenizer_of(stage, given)
             task = pretrain_task(recipe, vae)
