@@ -23,6 +23,13 @@ PLAIN = replace(SETTINGS, accumulate=2)
 POISON = 8 * 9 + 5  # a sample of step 10, on the second rank
 
 
+def test_one_gpu_is_not_shared_by_several_ranks() -> None:
+    """nccl would refuse it as a duplicate, in words of its own, after a minute."""
+    with pytest.raises(UserError, match="cuda:1 is a single GPU for 2 processes"):
+        World(1, 2, 1, 2).device("cuda:1")
+    assert World().device("cuda:1") == torch.device("cuda", 1)
+
+
 def test_alone_everything_is_local() -> None:
     with process_group("cpu") as world:
         world.barrier()

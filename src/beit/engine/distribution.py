@@ -51,8 +51,14 @@ class World:
         """This rank's device.
 
         Raises:
-            UserError: There is none of that kind, or fewer than there are ranks.
+            UserError: There is none of that kind, fewer than there are ranks, or one was named that
+                all ranks of this host would have to share.
         """
+        if kind.startswith("cuda:") and self.local_size > 1:
+            raise UserError(
+                f"--device {kind} is a single GPU for {self.local_size} processes: "
+                "use --device cuda, which gives each process its own"
+            )
         if kind != "cuda":
             return torch.device(kind)
         if not torch.cuda.is_available():
