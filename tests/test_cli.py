@@ -98,6 +98,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "report of nothing": (["report", "TMP/nothing"], ["is not a run folder"]),
     "check without workers": (["data", "check", "digits", "--workers", "-1"], ["--workers -1"]),
     "check of nothing": (["data", "check", "TMP/nothing"], ["no folder"]),
+    "info with an option of check": (["data", "info", "digits", "--workers", "2"], ["--workers"]),
     "no such split": (["data", "info", "digits", "--split", "tset"], ["'tset'", "train, val, all"]),
 }
 
@@ -229,6 +230,16 @@ def test_data_is_looked_at_whole(tmp_path: Path) -> None:
     info = beit("data", "info", folder, "--json").result
     assert info["classes"] == {"cat": 15, "dog": 15}
     assert (info["bad_in_sample"], info["height"], info["width"]) == (1, [20] * 3, [24] * 3)
+
+
+def test_equal_pictures_are_looked_for_when_asked_only(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "photos", 3)
+    first = min(folder.rglob("*.jpg"))
+    first.with_name("z.jpg").write_bytes(first.read_bytes())
+    assert "duplicates" not in beit("data", "check", folder, "--json").result
+    outcome = beit("data", "check", folder, "--duplicates", "--json")
+    assert outcome.result["duplicates"] == [[first.name, "z.jpg"]]
+    assert f"the same pixels: {first.name}, z.jpg" in outcome.out
 
 
 def test_fields_may_come_before_the_recipe() -> None:

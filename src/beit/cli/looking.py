@@ -39,8 +39,13 @@ def _data(commands: Any) -> None:
     for name, text in texts.items():
         action = add_command(actions, name, text, _run_data)
         action.add_argument("data", metavar="SRC", help=SOURCES)
-        action.add_argument("--split", choices=("train", "val", "all"), default="all")
-        action.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
+        splits = ("train", "val", "all")
+        action.add_argument("--split", choices=splits, default="all", help="which part (all)")
+        if name == "check":
+            action.add_argument(
+                "--duplicates", action="store_true", help="also list pictures with equal pixels"
+            )
+            action.add_argument("--workers", type=int, metavar="N", help="processes that read")
     add_pack(actions)
 
 
@@ -75,7 +80,7 @@ def _run_data(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.action == "info":
         return data_info(options.data, options.split)
-    return check_data(options.data, options.split, options.workers)
+    return check_data(options.data, options.split, options.workers, duplicates=options.duplicates)
 
 
 def _run_recipes_list(options: argparse.Namespace) -> dict[str, Any]:

@@ -97,15 +97,25 @@ def data_info(spec: str, split: Split) -> dict[str, Any]:
     return asdict(found)
 
 
-def check_data(spec: str, split: Split, workers: int | None) -> dict[str, Any]:
-    """Read every picture and print the bad ones, with path and reason."""
+def check_data(
+    spec: str, split: Split, workers: int | None, *, duplicates: bool = False
+) -> dict[str, Any]:
+    """Read every picture and print the bad ones, with path and reason; also equal ones if asked.
+
+    What is returned has "duplicates" only where they were looked for.
+    """
     from beit.data.check import check
     from beit.data.sources import open_source
 
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers}: there cannot be fewer than 0 loader processes")
-    report = check(open_source(spec, split), workers or 0)
+    report = check(open_source(spec, split), workers or 0, duplicates=duplicates)
     for bad in report.bad:
         print(f"{bad.path}: {bad.reason}")
+    for group in report.duplicates:
+        print(f"the same pixels: {', '.join(group)}")
     print(f"{report.name}: {report.pictures} pictures, {len(report.bad)} of them unreadable")
-    return asdict(report)
+    found = asdict(report)
+    if not duplicates:
+        del found["duplicates"]
+    return found
