@@ -5,16 +5,14 @@ import torch
 from torch.nn import functional
 
 from beit.nn.config import EncoderConfig
-from beit.nn.patches import Embeddings, patchify, unpatchify
+from beit.nn.patches import Embeddings, patchify
 
 
 @pytest.mark.parametrize("patch_size", [(4, 4), (2, 4), (8, 3), (8, 12)])
-def test_unpatchify_undoes_patchify(patch_size: tuple[int, int]) -> None:
+def test_patches_are_torchs_blocks(patch_size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, 8, 12)
-    patches = patchify(images, patch_size)
-    grid = (8 // patch_size[0], 12 // patch_size[1])
-    assert patches.shape == (2, grid[0] * grid[1], 3 * patch_size[0] * patch_size[1])
-    assert torch.equal(unpatchify(patches, patch_size, grid), images)
+    blocks = functional.unfold(images, patch_size, stride=patch_size)  # (B, values, N)
+    assert torch.equal(patchify(images, patch_size), blocks.transpose(1, 2))
 
 
 def test_patches_are_numbered_row_by_row() -> None:

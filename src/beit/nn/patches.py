@@ -1,4 +1,4 @@
-"""Images to patches and back, and the embedding of patches with masked ones replaced."""
+"""Images to patches, and the embedding of patches with masked ones replaced."""
 
 # B images, C channels, (H, W) pixels, (h, w) patch grid, N patches, D width
 
@@ -26,21 +26,6 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     batch, channels, rows, columns = images.shape
     cut = images.reshape(batch, channels, rows // height, height, columns // width, width)
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Put flattened patches together again; the inverse of `patchify`.
-
-    Args:
-        patches: (B, N, C * height * width).
-        patch_size: (height, width) of a patch.
-        grid: (h, w) with h * w = N.
-
-    Returns:
-        (B, C, H, W).
-    """
-    cut = patches.reshape(len(patches), *grid, -1, *patch_size)  # (B, h, w, C, height, width)
-    return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 class Embeddings(nn.Module):

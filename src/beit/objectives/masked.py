@@ -7,8 +7,6 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-VARIANCE_FLOOR = 1e-6  # under the root of a patch's variance, for patches of one colour
-
 
 def masked_token_loss(
     logits: Tensor, targets: Tensor, weight: Tensor
@@ -33,7 +31,7 @@ def masked_token_loss(
 
 
 def masked_pixel_loss(
-    predictions: Tensor, targets: Tensor, weight: Tensor, *, normalise: bool = False
+    predictions: Tensor, targets: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error a pixel of the masked patches, in float32.
 
@@ -41,17 +39,11 @@ def masked_pixel_loss(
         predictions: (B, M, P).
         targets: (B, M, P) flattened patches, as `beit.nn.patches.patchify` orders them.
         weight: (B, M) 1 at masked places, 0 at padding.
-        normalise: Give each target patch zero mean and unit variance first (MAE's choice; the
-            paper's ablation does not).
 
     Returns:
         Mean loss and the total weight it is a mean over, both 0-d.
     """
-    targets = targets.float()
-    if normalise:
-        centred = targets - targets.mean(2, keepdim=True)
-        targets = centred * (centred.square().mean(2, keepdim=True) + VARIANCE_FLOOR).rsqrt()
-    errors = (predictions.float() - targets).square().mean(2)  # (B, M)
+    errors = (predictions.float() - targets.float()).square().mean(2)  # (B, M)
     return _weighted_mean(errors, weight)
 
 

@@ -8,7 +8,6 @@ a rate of 3e-3 with Adam's beta2 at 0.99. The other sizes take the same values.
 
 from dataclasses import replace
 
-from beit.errors import UserError
 from beit.tokenizer.config import DiscreteVAEConfig
 
 _TINY = DiscreteVAEConfig(image_size=(64, 64), vocabulary=512)  # 8x8 grid
@@ -40,21 +39,3 @@ PRESETS: dict[str, DiscreteVAEConfig] = {
     "base": _BASE,
     "large": _BASE,
 }
-
-
-def tokenizer_config(
-    name: str, image_size: tuple[int, int] | None = None, vocabulary: int | None = None
-) -> DiscreteVAEConfig:
-    """A named configuration, for another picture size or vocabulary where given.
-
-    Raises:
-        UserError: There is no such name, or the size does not suit its stride.
-    """
-    if name not in PRESETS:
-        raise UserError(f"there is no tokenizer {name!r}: choose one of {', '.join(PRESETS)}.")
-    config = PRESETS[name]
-    return replace(
-        config,
-        image_size=config.image_size if image_size is None else image_size,
-        vocabulary=config.vocabulary if vocabulary is None else vocabulary,
-    )
