@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, and that it can be read again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,9 +172,12 @@ def test_ablations_are_fields(run: Path, tmp_path: Path, name: str) -> None:
         assert not (tmp_path / "run" / "tokenizer").exists()
         assert outcome.result["validation"] == {}
     else:
-        listed = {"all tokens": 359 * 16, "no masking": 359 * 16}
-        places = outcome.result["validation"]["places"]
-        assert places == listed.get(name, places) and places <= 359 * plan.capacity
+        measured = outcome.result["validation"]
+        if name == "no masking":
+            assert measured["places"] == 359 * patches
+        else:  # at masked places, whatever the loss reads: the baselines mean nothing elsewhere
+            at_most = 359 * replace(plan, recover="masked").capacity
+            assert 0 < measured["places"] <= at_most < 359 * patches
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_it(tmp_path: Path) -> None:

@@ -186,7 +186,11 @@ def _pretrain(
 
 
 class PredictionWatch:
-    """Masked prediction over the whole validation set, with the baselines it must beat."""
+    """Masked prediction over the whole validation set, with the baselines it must beat.
+
+    Measured at masked places alone, also where the loss reads all of them: copying the nearest
+    visible patch is always right at a visible one. Where nothing is masked, all places count.
+    """
 
     def __init__(self, stage: Stage, tokenizer: DiscreteVAE) -> None:
         assert isinstance(stage.recipe, PretrainRecipe)
@@ -202,7 +206,7 @@ class PredictionWatch:
             token_view=self.tokenizer.config.view_size(grid),
             random=False,
         )
-        masks = mask_plan(self.recipe)
+        masks = replace(mask_plan(self.recipe), recover="masked")
         batches = self.stage.validation_batches(views, masks, EVALUATION_BATCH)
         return Evaluation(masked_prediction(task.model, self.tokenizer, batches))
 
