@@ -1,6 +1,7 @@
 """The house keeps its shape: imports point down, files stay small, nothing is pickled."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,16 @@ def test_no_module_reads_or_writes_pickles() -> None:
                 line for line in text.splitlines() if forbidden in line and ".eval(" not in line
             ]
             assert not found, f"{path.name}: {found}"
+
+
+def test_every_departure_is_labelled_and_listed() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = text.partition("| where | what | why |")[2].splitlines()
+    listed = {path for row in rows for path in re.findall(r"`(\S+\.py)`", row.split(" | ")[0])}
+    labelled = {
+        str(path.relative_to(PACKAGE)) for path in MODULES if "Departure:" in path.read_text()
+    }
+    assert listed == labelled
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -1,4 +1,7 @@
-"""Reading a command line: one sentence for every mistake, dotted names for recipe fields."""
+"""Reading a command line: one sentence for every mistake, dotted names for recipe fields.
+
+Departure: the plan wanted tyro; see docs/ARCHITECTURE.md.
+"""
 
 import argparse
 import difflib

@@ -31,8 +31,8 @@ class EncoderOutput(NamedTuple):
 class Encoder(nn.Module):
     """A vision Transformer over patches, some of which may be masked.
 
-    The final LayerNorm lives in the heads, because a classifier normalises the mean of the tokens
-    and the others each token: with it there, one encoder serves them all.
+    Departure: the final LayerNorm lives in the heads and not here, because a classifier normalises
+    the mean of the tokens and the others each token: so one encoder serves them all.
     """
 
     relative_index: Tensor

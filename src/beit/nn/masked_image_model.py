@@ -29,6 +29,8 @@ class MaskedImageModel(nn.Module):
 
     Which places are masked and which are predicted are two things: listing every patch recovers
     all tokens, and an all-False grid masks nothing (the paper's ablations).
+
+    Departure: the last block's MLP runs at the listed places alone. The result is the same.
     """
 
     def __init__(self, encoder: Encoder, head: MaskedTokenHead | MaskedPixelHead) -> None:

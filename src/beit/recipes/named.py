@@ -1,4 +1,9 @@
-"""The named recipes: each a function that returns a frozen value; variants edit another one."""
+"""The named recipes: each a function that returns a frozen value; variants edit another one.
+
+Departure: the paper has base and large only; digits, tiny and small are ours. All mask as the
+reference does (75 of 196 patches at most) and not by the paper's algorithm 1, and all train a
+tokenizer of their own; the paper takes DALL-E's (`--tokenizer encoder.pkl`).
+"""
 
 import difflib
 from collections.abc import Callable

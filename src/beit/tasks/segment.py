@@ -20,6 +20,9 @@ class SegmentTask(nn.Module):
     What no logit depends on (the mask embedding, blocks after the last that is read) is frozen, so
     that every trained parameter has a gradient, which several ranks ask for.
 
+    Departure: the reference has batch norm take its statistics over all ranks; here each takes them
+    of its own pictures. Dropout is drawn by row.
+
     Args:
         model: Encoder and decoder.
         ignore_index: The class of pixels that count for nothing.
