@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no process": ([*PRETRAIN, "--processes", "0"], ["0 processes", "1 or more"]),
     "more GPUs than there are": ([*PRETRAIN, "--gpus", "99"], ["99 GPUs", "this machine has"]),
     "both": ([*PRETRAIN, "--gpus", "2", "--processes", "2"], ["--processes", "--gpus"]),
-    "device twice": ([*PRETRAIN, "--processes=2", "--device=cpu"], ["leave --device away"]),
+    "device twice": ([*PRETRAIN, "--processes=2", "--device=cpu"], ["leave out --device"]),
     "no device": ([*PRETRAIN, "--device", "gpu"], ["--device gpu", "use cpu, cuda or cuda:N"]),
     "no device to train on": ([*PRETRAIN, "--device", "meta"], ["--device meta", "use cpu"]),
     "no such GPU": ([*PRETRAIN, "--device", "cuda:98"], ["--device cuda:98"]),

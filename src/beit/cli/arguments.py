@@ -19,7 +19,7 @@ PAIRS = (
     "each picture, 255 ignored (ADE20K's layout)"
 )
 OVERRIDES = (
-    "Any recipe field can be set by its dotted name, as in --optim.lr 3e-4; "
+    "Any recipe field can be set by its dotted name, for example --optim.lr 3e-4; "
     "`beit recipes show NAME` lists them all."
 )
 
@@ -49,7 +49,9 @@ def add_command(commands: Any, name: str, help_text: str, run: Any, **more: Any)
     command: Parser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False, **more
     )
-    command.add_argument("--json", action="store_true", help="end with the result as one JSON line")
+    command.add_argument(
+        "--json", action="store_true", help="print the result as JSON on the last line"
+    )
     command.set_defaults(run=run)
     return command
 

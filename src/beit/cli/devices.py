@@ -10,7 +10,7 @@ from beit.errors import UserError
 
 def add_devices(command: Parser) -> None:
     """Add the options that say where to compute."""
-    command.add_argument("--device", help="cpu, cuda or cuda:N; the best there is by default")
+    command.add_argument("--device", help="cpu, cuda or cuda:N; by default the best available")
     many = command.add_mutually_exclusive_group()
     many.add_argument("--gpus", type=int, metavar="N", help="one process on each of N GPUs")
     many.add_argument("--processes", type=int, metavar="N", help="N processes on the CPU")
@@ -22,7 +22,7 @@ def launched(options: argparse.Namespace) -> bool:
     if count is None:
         return False
     if options.device is not None:
-        raise UserError("--gpus and --processes choose the devices; leave --device away")
+        raise UserError("--gpus and --processes choose the devices; leave out --device")
     if count == 1:
         return False
     from beit.engine.distribution import launch

@@ -19,17 +19,17 @@ def add(commands: Any) -> None:
 
 
 def _demo(commands: Any) -> None:
-    text = "the whole story in minutes, on scikit-learn's digits or on your own pictures"
+    text = "see everything work in minutes, on scikit-learn's digits or on your own pictures"
     demo = add_command(commands, "demo", text, _run_demo)
     demo.add_argument("--data", metavar="SRC", default="digits", help=SOURCES)
     demo.add_argument("--out", metavar="RUN", default="runs/demo", help="run folder (runs/demo)")
-    demo.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+    demo.add_argument("--seed", type=int, default=0, help="random seed (0)")
     demo.add_argument("--resume", action="store_true", help="continue the demo in --out")
 
 
 def _data(commands: Any) -> None:
     data = commands.add_parser(
-        "data", help="look at pictures before they cost a run", allow_abbrev=False
+        "data", help="check, count or pack pictures before training", allow_abbrev=False
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     texts = {
@@ -50,20 +50,22 @@ def _data(commands: Any) -> None:
 
 
 def _recipes(commands: Any) -> None:
-    recipes = commands.add_parser("recipes", help="what can be trained", allow_abbrev=False)
+    recipes = commands.add_parser("recipes", help="list or show the recipes", allow_abbrev=False)
     actions = recipes.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add_command(actions, "list", "name every recipe", _run_recipes_list)
+    add_command(actions, "list", "list every recipe", _run_recipes_list)
     show = add_command(
-        actions, "show", "every field of a recipe, its size and cost", _run_recipes_show
+        actions, "show", "show every field of a recipe, its size and cost", _run_recipes_show
     )
     show.add_argument("recipe", metavar="NAME", help="a name from `beit recipes list`")
     tasks = ("pretrain", "classify", "segment")
-    show.add_argument("--task", choices=tasks, default="pretrain", help="whose recipe (pretrain)")
+    show.add_argument(
+        "--task", choices=tasks, default="pretrain", help="which task's recipe (pretrain)"
+    )
     show.set_defaults(takes_overrides=True)
 
 
 def _report(commands: Any) -> None:
-    text = "one self-contained HTML file: curves, reconstructions, masks, codebook use"
+    text = "write one self-contained HTML file: curves, reconstructions, attention, predictions"
     report = add_command(commands, "report", text, _run_report)
     report.add_argument("run_folder", metavar="RUN", help="a run folder")
     report.add_argument("--data", metavar="SRC", help="pictures to show; the run's own by default")

@@ -8,34 +8,40 @@ from beit.cli.arguments import OVERRIDES, add_command, flags
 
 def add_plan(commands: Any) -> None:
     """Add `plan`."""
-    text = "time, memory and disk of a run, before it costs anything"
+    text = "estimate the time, memory and disk of a run"
     plan = add_command(commands, "plan", text, _run_plan, epilog=OVERRIDES)
     plan.set_defaults(takes_overrides=True)
     plan.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
-    plan.add_argument("--images", type=int, metavar="N", help="pictures to train on, or")
-    plan.add_argument("--data", metavar="SRC", help="where they are, to time their reading too")
+    plan.add_argument("--images", type=int, metavar="N", help="how many pictures to train on; or")
+    plan.add_argument("--data", metavar="SRC", help="the pictures themselves: reading is timed too")
     plan.add_argument(
-        "--devices", type=int, default=1, metavar="K", help="that share a batch (1); K machines"
+        "--devices", type=int, default=1, metavar="K", help="devices that share each batch (1)"
     )
     plan.add_argument(
         "--machine",
         default="here",
         metavar="NAME",
-        help="here (some real steps are timed), h200 or two-cores",
+        help="here (the default: real steps are timed), h200 or two-cores",
     )
     plan.add_argument(
-        "--rate", type=float, metavar="TFLOPS", help="of a device's matrix product, where not here"
+        "--rate", type=float, metavar="TFLOPS", help="matrix product rate of another machine"
     )
     plan.add_argument(
-        "--share", type=float, metavar="S", help="of that rate, that a step reaches (0.5)"
+        "--share", type=float, metavar="S", help="share of that rate a step reaches (0.5)"
     )
-    plan.add_argument("--memory", type=float, metavar="GB", help="of a device, where not here")
+    plan.add_argument("--memory", type=float, metavar="GB", help="device memory of another machine")
     plan.add_argument("--bank-views", type=int, metavar="K", help="views of each picture in a bank")
     tasks = ("pretrain", "classify")
-    plan.add_argument("--task", choices=tasks, default="pretrain", help="whose recipe (pretrain)")
-    plan.add_argument("--device", help="cpu, cuda or cuda:N to time steps on; the best by default")
     plan.add_argument(
-        "--seconds", type=float, default=20.0, metavar="S", help="to time steps for, roughly (20)"
+        "--task", choices=tasks, default="pretrain", help="which task's recipe (pretrain)"
+    )
+    plan.add_argument("--device", help="where to time steps: cpu, cuda or cuda:N")
+    plan.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="roughly how long to time steps (20)",
     )
 
 

@@ -11,49 +11,53 @@ from beit.errors import UserError
 
 def add_bank(commands: Any) -> None:
     """Add `bank`."""
-    text = "compute the visual tokens of a pre-training run once, to be used by many"
+    text = "compute visual tokens once, for many pre-training runs"
     bank = add_command(commands, "bank", text, _run_bank, epilog=OVERRIDES)
     bank.set_defaults(takes_overrides=True)
-    bank.add_argument("recipe", metavar="RECIPE", help="of the run: a name from `recipes list`")
+    bank.add_argument(
+        "recipe", metavar="RECIPE", help="the run's recipe: a name from `beit recipes list`"
+    )
     bank.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
     bank.add_argument(
-        "--out", metavar="BANK", required=True, help="folder to make, or to go on with"
+        "--out", metavar="BANK", required=True, help="folder to create, or to continue"
     )
     bank.add_argument(
         "--tokenizer",
         metavar="T",
         required=True,
-        help="a trained one's run folder, or DALL-E's encoder.pkl",
+        help="run folder of a trained tokenizer, or DALL-E's encoder.pkl",
     )
     bank.add_argument(
         "--bank-views",
         type=int,
         metavar="K",
-        help="views of each picture, used again in turn; without it each epoch has a new one",
+        help="views per picture, reused in turn; by default every epoch gets a new one",
     )
     add_devices(bank)
 
 
 def add_pack(actions: Any) -> None:
     """Add `data pack`."""
-    text = "make pictures smaller once, into tar files with an index"
+    text = "shrink pictures once and pack them into indexed tar files"
     command = add_command(actions, "pack", text, _run_pack)
     command.add_argument("data", metavar="SRC", help=SOURCES)
     command.add_argument(
-        "--out", metavar="FOLDER", required=True, help="folder to make, or to go on with"
+        "--out", metavar="FOLDER", required=True, help="folder to create, or to continue"
     )
     command.add_argument(
         "--short-side",
         type=int,
         default=256,
         metavar="PIXELS",
-        help="of larger pictures (256); smaller ones stay as they are",
+        help="shrink the short side to this (256); smaller pictures stay as they are",
     )
-    command.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEG (90)")
+    command.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (90)")
     command.add_argument(
-        "--shard-size", type=int, default=2000, metavar="N", help="pictures a tar file (2000)"
+        "--shard-size", type=int, default=2000, metavar="N", help="pictures per tar file (2000)"
     )
-    command.add_argument("--workers", type=int, default=None, metavar="N", help="processes")
+    command.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes; one per core by default"
+    )
 
 
 def _run_pack(options: argparse.Namespace) -> dict[str, Any]:

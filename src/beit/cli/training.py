@@ -11,19 +11,22 @@ from beit.cli.preparing import add_bank
 def add(commands: Any) -> None:
     """Add `tokenizer`, `bank`, `pretrain`, `classify` and `segment`."""
     _training(commands, "tokenizer", "train an image tokenizer (discrete VAE)", _run_tokenizer)
-    pretrain = _training(commands, "pretrain", "pre-train BEiT on its tokens", _run_pretrain)
+    pretrain = _training(
+        commands, "pretrain", "pre-train BEiT on a tokenizer's visual tokens", _run_pretrain
+    )
     pretrain.add_argument(
         "--tokenizer",
         metavar="T",
-        help="a trained one's run folder, or DALL-E's encoder.pkl; one is trained first without it",
+        help="run folder of a trained tokenizer, or DALL-E's encoder.pkl; "
+        "without it one is trained first",
     )
-    pretrain.add_argument("--bank", metavar="BANK", help="codes that `beit bank` computed before")
+    pretrain.add_argument("--bank", metavar="BANK", help="visual tokens computed by `beit bank`")
     pretrain.add_argument(
         "--init",
         metavar="CKPT",
         default="none",
-        help="go on from a model, with its tokenizer if that lies beside it: a run, a model "
-        "folder, a weight file or timm:NAME; fresh weights without it",
+        help="continue from a model, with its tokenizer if that is beside it: a run, a model "
+        "folder, a weight file or timm:NAME; by default the weights are fresh",
     )
     add_bank(commands)
 
@@ -42,10 +45,10 @@ def _fine_tuning(commands: Any, name: str, text: str, run: Any, data: str = SOUR
         "file, timm:NAME, or none for training from scratch",
     )
     command.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="height and width, as encoder.image_size"
+        "--image-size", type=int, metavar="PIXELS", help="short for --encoder.image_size [N,N]"
     )
     command.add_argument(
-        "--patience", type=int, metavar="N", help="stop after N evaluations without a better one"
+        "--patience", type=int, metavar="N", help="stop after N evaluations without improvement"
     )
 
 
@@ -54,10 +57,12 @@ def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES
     command.set_defaults(takes_overrides=True)
     command.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
     command.add_argument("--data", metavar="SRC", required=True, help=data)
-    command.add_argument("--out", metavar="RUN", required=True, help="run folder to make")
+    command.add_argument("--out", metavar="RUN", required=True, help="run folder to create")
     command.add_argument("--resume", action="store_true", help="continue the run in RUN")
     command.add_argument(
-        "--accept-changed-data", action="store_true", help="resume although the pictures changed"
+        "--accept-changed-data",
+        action="store_true",
+        help="resume even if the pictures have changed",
     )
     add_devices(command)
     return command
