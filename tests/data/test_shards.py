@@ -60,6 +60,13 @@ def test_a_tar_file_is_read_where_it_lies(tmp_path: Path, kind: int) -> None:
     assert sorted(os.listdir(tmp_path)) == ["all.tar"]
 
 
+def test_hidden_members_are_passed_over_as_hidden_files_are(tmp_path: Path) -> None:
+    """Archives made on a Mac hold `._a.png`, which is no picture, beside each `a.png`."""
+    hidden = ["./._a.png", "._b.png", "./c/._d.png", ".thumbnails/e.png", "f/.old/g.png"]
+    path = _shard(tmp_path / "all.tar", "./a.png", "../b.png", "/c/d.png", *hidden)
+    assert _identities(open_source(str(path), "all")) == ["a.png", "b.png", "c/d.png"]
+
+
 def test_a_folder_of_shards_with_splits(tmp_path: Path) -> None:
     _shard(tmp_path / "train-000.tar", "cat/1.png", "dog/2.png")
     _shard(tmp_path / "train-001.tar", "cat/3.png")

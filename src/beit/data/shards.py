@@ -34,7 +34,7 @@ from beit.data.packed import Split
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 
-_VERSION = 1
+_VERSION = 2  # 2: hidden members are passed over
 _SPLIT_NAMES = (b"train", *VALIDATION_NAMES)
 _SETTLED = 2_000_000_000  # ns, as for folders
 _FORGET_EVERY = 1_000  # members; `tarfile` would remember each one
@@ -175,7 +175,7 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("headers out of order")
                 last = member.offset
-                name = os.fsencode(member.name).lstrip(b"./")
+                name = _plain(os.fsencode(member.name))
                 if member.isreg() and not member.issparse() and _is_picture(name):
                     yield name, member.offset_data, member.size
                 seen: list[tarfile.TarInfo] = archive.members  # type: ignore[attr-defined]
@@ -188,8 +188,18 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
         ) from None
 
 
+def _plain(name: bytes) -> bytes:
+    """A member's path without what leads nowhere: `./`, `../` and `/` at its start."""
+    parts = name.split(b"/")
+    while parts and parts[0] in (b"", b".", b".."):
+        del parts[0]
+    return b"/".join(parts)
+
+
 def _is_picture(name: bytes) -> bool:
-    return picture_suffix(name.rpartition(b"/")[2])
+    """Whether it ends as a picture's does and is not hidden, nor in a hidden folder."""
+    folder, _, last = name.rpartition(b"/")
+    return picture_suffix(last) and not (folder.startswith(b".") or b"/." in folder)
 
 
 class ShardSource(RangeSource):
