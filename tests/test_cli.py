@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from beit.cli import main
-from beit.cli.devices import _without_processes
+from beit.cli.devices import _for_ranks
 from beit.data.watch import LoaderError
 from beit.engine import distribution
 from beit.engine.distribution import RankError
@@ -83,6 +83,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no process": ([*PRETRAIN, "--processes", "0"], ["0 processes", "1 or more"]),
     "more GPUs than there are": ([*PRETRAIN, "--gpus", "99"], ["99 GPUs", "this machine has"]),
     "both": ([*PRETRAIN, "--gpus", "2", "--processes", "2"], ["--processes", "--gpus"]),
+    "restarts of one process": ([*PRETRAIN, "--restarts", "2"], ["--restarts 2", "--processes"]),
+    "fewer than no restart": (
+        [*PRETRAIN, "--processes=2", "--restarts=-1"],
+        ["--restarts -1", "0 or more"],
+    ),
     "device twice": ([*PRETRAIN, "--processes=2", "--device=cpu"], ["leave out --device"]),
     "no device": ([*PRETRAIN, "--device", "gpu"], ["--device gpu", "use cpu, cuda or cuda:N"]),
     "no device to train on": ([*PRETRAIN, "--device", "meta"], ["--device meta", "use cpu"]),
@@ -163,6 +168,7 @@ TOLD: list[tuple[BaseException, int, str]] = [
     (MemoryError(), 1, "out of memory (no more memory); choose a smaller"),
     (torch.OutOfMemoryError("CUDA\nand more"), 1, "out of memory (CUDA); choose a smaller"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory (Default"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), 1, "out of memory (CUDA"),
     (UserError("the batch is wrong"), 2, "the batch is wrong"),
     (OSError(errno.ENOSPC, "No space", "a/b"), 2, "a/b cannot be written (No space): make room"),
     (OSError(errno.EDQUOT, "Quota"), 2, "the disk cannot be written (Quota): make room"),
@@ -252,16 +258,21 @@ def test_several_processes_start_the_same_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(distribution, "launch", lambda *arguments: calls.append(arguments))
+
+    def launch(*arguments: Any, restarts: int) -> None:
+        calls.append((*arguments, restarts))
+
+    monkeypatch.setattr(distribution, "launch", launch)
     words = ["tokenizer", "digits", "--data", "digits", "--out", str(tmp_path / "run"), "--json"]
-    for flags in (["--processes", "2"], ["--processes=2"]):
+    for flags in (["--processes", "2"], ["--processes=2", "--restarts", "4"]):
         outcome = beit(*words[:2], *flags, *words[2:], "--optim.steps", "3")
         assert (outcome.status, outcome.out) == (0, "")
     started = [sys.executable, "-m", "beit", *words, "--optim.steps", "3", "--device", "cpu"]
-    assert calls == [(2, started, "cpu")] * 2
+    assert calls == [(2, started, "cpu", 0), (2, started, "cpu", 4)]
     assert not (tmp_path / "run").exists()
 
 
 def test_only_the_number_of_processes_is_taken_away() -> None:
     words = ["pretrain", "--gpus", "4", "x", "--gpus=4", "--processes", "2", "--out", "gpus"]
-    assert _without_processes(words) == ["pretrain", "x", "--out", "gpus"]
+    words += ["--restarts=1", "--restarts", "3"]
+    assert _for_ranks(words) == ["pretrain", "x", "--out", "gpus"]

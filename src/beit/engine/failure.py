@@ -62,6 +62,14 @@ def diverged_message(row: Mapping[str, Any], folder: Path | None, saved: str) ->
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is gone: torch's, its CPU allocator's, a CUDA library's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("t allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
+
+
 def explained(
     error: Exception,
     settings: FitSettings,
@@ -72,7 +80,7 @@ def explained(
 ) -> UserError | None:
     """The user's view of an error inside a step, where there is one: memory or the compiler."""
     text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in text:
+    if is_out_of_memory(error):
         return _out_of_memory(settings, step, world_size, device, cutting)
     if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = text.strip().partition("\n")[0]

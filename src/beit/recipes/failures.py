@@ -1,10 +1,8 @@
 """Failures that are nobody's mistake, and already say in a sentence what happened."""
 
-import torch
-
 from beit.data.watch import LoaderError
 from beit.engine.distribution import RankError
-from beit.engine.failure import Diverged
+from beit.engine.failure import Diverged, is_out_of_memory
 
 
 def sentence_of(error: BaseException) -> str | None:
@@ -20,9 +18,7 @@ def sentence_of(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, (Diverged, LoaderError)):
         return str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "t allocate memory" in str(
-        error
-    ):
+    if is_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "no more memory"
         return f"out of memory ({reason}); choose a smaller model, picture size or batch"
     return None
