@@ -3,7 +3,8 @@
 Headers are read once and an offset index is kept in the cache, valid while size and time of every
 shard stay the same. Nothing is ever extracted: a member is a range of bytes that is read with
 `pread`, so threads and forked workers do not disturb one another. Only regular members with a
-picture's name are listed; links, devices, pickles and everything else are passed over.
+picture's name are listed; links, devices, pickles, hidden files and folders (as in a folder) and
+everything else are passed over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from beit.data.packed import Split
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 
-_VERSION = 1
+_VERSION = 2  # 2: hidden files and folders are passed over
 _SPLIT_NAMES = (b"train", *VALIDATION_NAMES)
 _SETTLED = 2_000_000_000  # ns, as for folders
 _FORGET_EVERY = 1_000  # members; `tarfile` would remember each one
@@ -175,7 +176,7 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("headers out of order")
                 last = member.offset
-                name = os.fsencode(member.name).lstrip(b"./")
+                name = _plain_name(member.name)
                 if member.isreg() and not member.issparse() and _is_picture(name):
                     yield name, member.offset_data, member.size
                 seen: list[tarfile.TarInfo] = archive.members  # type: ignore[attr-defined]
@@ -188,8 +189,15 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
         ) from None
 
 
+def _plain_name(name: str) -> bytes:
+    """A member's path below the archive's root, without the `./` or `/` that may begin it."""
+    steps = os.fsencode(name).split(b"/")
+    return b"/".join(step for step in steps if step not in (b"", b".", b".."))
+
+
 def _is_picture(name: bytes) -> bool:
-    return picture_suffix(name.rpartition(b"/")[2])
+    *folders, file = name.split(b"/")
+    return picture_suffix(file) and not any(folder.startswith(b".") for folder in folders)
 
 
 class ShardSource(RangeSource):
