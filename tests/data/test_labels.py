@@ -162,6 +162,7 @@ TWO = {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}
         ({"train/a": 30, "train/b": 30, "val": 0}, "val/ of .* holds no picture: fill it"),
         ({"train/a": 30, "train/b": 30, "val/a": 0}, "val/ of .* holds no picture: fill it"),
         ({"Training/a": 3, "test/a": 3}, "folders Training, test .* look like parts"),
+        ({f"{number:03d}": 1 for number in range(30)}, "class 0.. of .* chance held out all of"),
         ({**TWO, "val/c": 1}, "differ: c has validation pictures but none in training"),
         ({**TWO, "train/c": 1}, "differ: c has training pictures but none in validation"),
         ({**TWO, "train/c": 1, "val/d": 1}, "differ: d has validation pictures"),

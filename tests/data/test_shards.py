@@ -67,6 +67,14 @@ def test_hidden_members_are_passed_over_as_hidden_files_are(tmp_path: Path) -> N
     assert _identities(open_source(str(path), "all")) == ["a.png", "b.png", "c/d.png"]
 
 
+def test_hidden_files_and_folders_are_passed_over_as_in_a_folder(tmp_path: Path) -> None:
+    hidden = ("._1.png", ".thumbs/1.png", "a/._1.png", "a/.thumbs/1.png")
+    for prefix in ("", "./"):
+        path = _shard(tmp_path / "all.tar", *(prefix + name for name in ("a/1.png", *hidden)))
+        source = open_source(str(path), "all", rescan=True)
+        assert _identities(source) == ["a/1.png"] and source.classes == ("a",)
+
+
 def test_a_folder_of_shards_with_splits(tmp_path: Path) -> None:
     _shard(tmp_path / "train-000.tar", "cat/1.png", "dog/2.png")
     _shard(tmp_path / "train-001.tar", "cat/3.png")

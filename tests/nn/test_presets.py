@@ -61,7 +61,8 @@ def test_explicit_settings_win() -> None:
         ({"heads": 5}, "width 12 does not divide into 5 heads"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\)"),
         ({"relative_positions": "layer"}, "relative_positions must be none, shared or per-layer"),
-        ({"depth": 0}, "must be at least 1"),
+        ({"depth": 0}, "must be at least 1, and depth is 0$"),
+        ({"image_size": (0, 0)}, r"must be at least 1, and image_size is \(0, 0\)$"),
     ],
 )
 def test_impossible_encoders_are_the_users_mistake(

@@ -1,6 +1,7 @@
 """`probe` end to end on tiny models: what it returns, writes, keeps, prints and refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,29 @@ def test_the_pictures_are_encoded_once(
     probe(model, str(colours), out=tmp_path, method="neighbours", quiet=True)
     with pytest.raises(AssertionError, match="were there"):  # other labels are other pictures
         probe(model, str(colours), out=tmp_path, labels="4/class", quiet=True)
+
+
+def test_pictures_edited_in_place_are_encoded_anew(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out, long_ago = tmp_path / "data", tmp_path / "out", 1_600_000_000
+    for split in ("train", "val"):
+        _paint(data / split, 4)
+    for path in data.rglob("*"):  # so that the index is taken for settled
+        os.utime(path, (long_ago, long_ago))
+    os.utime(data, (long_ago, long_ago))
+    probe(model, str(data), out=out, quiet=True)
+    capsys.readouterr()
+    edited = data / "val" / "red" / "00.png"
+    pixels = edited.read_bytes()
+    edited.write_bytes(pixels)  # of the same size
+    probe(model, str(data), out=out, method="neighbours")
+    assert "those kept are of other pictures" in capsys.readouterr().err
+    edited.write_bytes((data / "val" / "blue" / "00.png").read_bytes())
+    probe(model, str(data), out=out, method="neighbours")
+    assert "those kept are of other pictures" in capsys.readouterr().err
+    probe(model, str(data), out=out, method="neighbours")
+    assert "those kept are" not in capsys.readouterr().err
 
 
 def test_what_is_said_of_the_choice() -> None:

@@ -63,8 +63,9 @@ def _found(word: str) -> Iterator[bytes]:
     elif os.path.lexists(path):
         yield path
     else:
-        matches = [os.fsencode(name) for name in sorted(glob.glob(word, recursive=True))]
-        pictures = [name for name in matches if picture_suffix(os.path.basename(name))]
+        matches = sorted(glob.glob(os.path.expanduser(word), recursive=True))
+        names = [encode_path(match) for match in matches]
+        pictures = [name for name in names if picture_suffix(os.path.basename(name))]
         if not pictures:
             raise UserError(f"{printable(path)} names no picture: no such file, folder or pattern")
         yield from pictures

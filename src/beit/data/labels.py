@@ -149,7 +149,10 @@ def check_classes(train: Source, validation: Source) -> None:
         validated = _counts(validation, "validation")
         _refuse_other_names(train, validation)
     for label in np.flatnonzero(trained == 0):
-        _refuse_missing(train.classes[label], train, bool(validated[label : label + 1].any()))
+        in_validation = bool(validated[label : label + 1].any())
+        if in_validation and not laid_out:
+            _refuse_all_held_out(train.classes[label], train)
+        _refuse_missing(train.classes[label], train, in_validation)
     if isinstance(train, FolderSource) and (lacking := train.empty_classes()):
         _refuse_missing(lacking[0], train, in_validation=False)
     if len(train.classes) == 1:
@@ -205,6 +208,13 @@ def _refuse_other_names(train: Source, validation: Source) -> None:
     raise UserError(
         f"training and validation classes differ: {name} is a class of {where} but not of {other} "
         f"({train.name}, {validation.name}); give both the same classes"
+    )
+
+
+def _refuse_all_held_out(name: str, train: Source) -> None:
+    raise UserError(
+        f"class {name} of {train.name} has so few pictures that chance held out all of them for "
+        "validation: add some, or lay out folders train and val yourself"
     )
 
 

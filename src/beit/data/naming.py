@@ -7,6 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.errors import UserError
+
 
 def printable(name: bytes) -> str:
     """Write a name as one line of plain text, different names differently.
@@ -44,5 +46,12 @@ class PackedNames:
 
 
 def encode_path(path: str | os.PathLike[str]) -> bytes:
-    """The absolute form of a path a user typed, `~` resolved, as bytes."""
+    """The absolute form of a path a user typed, `~` resolved, as bytes.
+
+    Raises:
+        UserError: It is empty, as a variable of the shell that was never set; that is not meant to
+            be the folder the user happens to be in.
+    """
+    if not os.fspath(path):
+        raise UserError("an empty name names no pictures; write . for this folder")
     return os.path.abspath(os.fsencode(os.path.expanduser(path)))

@@ -50,9 +50,12 @@ class EncoderConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (*self.image_size, *self.patch_size, self.width, self.depth, self.heads)
-        if min(*sizes, self.channels, self.hidden) < 1:
-            raise UserError(f"every size of an encoder must be at least 1: {self}")
+        for name in ("image_size", "patch_size", "width", "depth", "heads", "channels", "hidden"):
+            size = getattr(self, name)
+            if min(size if isinstance(size, tuple) else (size,)) < 1:
+                raise UserError(
+                    f"every size of an encoder must be at least 1, and {name} is {size}"
+                )
         if self.width % self.heads:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads")
         for name in ("drop_path", "dropout"):

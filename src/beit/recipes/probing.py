@@ -5,6 +5,7 @@ result, and read again as long as model, pictures and view are the same.
 Legend: L blocks, N pictures, D width.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 
 from beit.data.augment import prepare
+from beit.data.file_table import files_of
 from beit.data.labels import check_classes, choose_labels
 from beit.data.loader import evaluation_batches
-from beit.data.sources import Source, labels_of, open_source
+from beit.data.sources import Source, labels_of, open_parts
 from beit.data.views import ViewSettings
 from beit.errors import UserError
 from beit.evaluation.feature_store import Origin, Parts, kept_features, weights_hash
@@ -98,7 +100,8 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
         UserError: The pictures cannot be probed with, or there is no encoder.
     """
     methods = _methods(method)
-    train, test = _labelled(data, labels, seed)
+    # Kept features have to be told from those of files that were edited since.
+    train, test = _labelled(data, labels, seed, rescan=out is not None)
     subject = _subject(checkpoint, image_size, choose_device(device))
     _say(quiet, *subject.notes)
     with _folder(out) as folder:
@@ -129,9 +132,9 @@ def _methods(method: str) -> tuple[str, ...]:
     return (method,)
 
 
-def _labelled(data: str, labels: str, seed: int) -> tuple[Source, Source]:
+def _labelled(data: str, labels: str, seed: int, *, rescan: bool) -> tuple[Source, Source]:
     """Training and test pictures with classes; what cannot be probed with is refused."""
-    train, test = (open_source(data, split) for split in ("train", "val"))
+    train, test = open_parts(data, rescan=rescan)
     if not len(test):
         raise UserError(
             f"{data} has no validation pictures to test a probe on; put some into a folder `val` "
@@ -174,7 +177,7 @@ def _features(
     """Features of all pictures of a source, and a line on where they are from."""
     config = subject.encoder.config
     view = f"centre crop, {config.image_size[0]}x{config.image_size[1]}, bicubic"
-    origin = Origin(subject.model, source.fingerprint, view)
+    origin = Origin(subject.model, _pictures(source), view)
     shape = (config.depth, len(source), config.width)
     kept = kept_features(folder, origin, shape, lambda: _computed(subject, source))
     lost = len(source) - len(kept.labels)
@@ -182,6 +185,17 @@ def _features(
     what, quiet = saying
     _say(quiet, f"features of {len(kept.labels)} {what} pictures {kept.note}{left_out}")
     return LayerFeatures(kept.features, kept.labels)
+
+
+def _pictures(source: Source) -> str:
+    """What tells a source's pictures from others, also from those that were edited in place."""
+    table = files_of(source)
+    if table is None:
+        return source.fingerprint
+    digest = hashlib.sha256(source.fingerprint.encode())
+    for column in (table.sizes, table.times):  # an edit may leave the size as it was
+        digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def _computed(subject: _Subject, source: Source) -> Parts:
