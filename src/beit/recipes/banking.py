@@ -30,7 +30,7 @@ from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.stage import RunRequest
 from beit.recipes.tokenizers import load_tokenizer
-from beit.recipes.unfinished import Progress, unfinished
+from beit.recipes.unfinished import Progress, partial, unfinished
 from beit.tokenizer import bank, storage
 from beit.tokenizer.bank import BankManifest, BankOrigin, BankWriter, TokenBank
 from beit.tokenizer.dvae import DiscreteVAE
@@ -275,7 +275,7 @@ def _make(
 
 
 def _begun(out: Path) -> bool:
-    return (out.with_name(f"{out.name}.partial") / bank.MANIFEST).is_file()
+    return (partial(out) / bank.MANIFEST).is_file()
 
 
 def _begin(folder: Path, manifest: BankManifest, tokenizer: DiscreteVAE, source: Source) -> None:
