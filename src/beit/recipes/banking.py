@@ -253,6 +253,7 @@ def _make(
         views = _views(recipe, reader.model)
         total = math.prod(manifest.shape[:2])
         where = list(_missing(to, total, world))
+        world.barrier()  # a part that another rank logs before this one looks would shift its share
         progress = Progress("views", total, total - world.size * sum(map(len, where)))
         batches = (b for part in where for b in _batches(part, _AT_ONCE[device.type]))
         writer = BankWriter(to, manifest, PART, world.rank)
