@@ -210,3 +210,42 @@ def test_masks_are_refused(tmp_path: Path, capfd: Any) -> None:
         (tmp_path / "pairs" / name).mkdir(parents=True)
     assert packed(tmp_path / "pairs", tmp_path / "out") == 2
     assert "masks beside its pictures, which cannot be packed" in capfd.readouterr().err
+
+
+def test_a_link_is_followed_to_the_folder_that_is_made(folder: Path, tmp_path: Path) -> None:
+    """An empty folder elsewhere, and one that is not there yet."""
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        link = tmp_path / f"link-to-{name}"
+        link.symlink_to(tmp_path / name)
+        assert packed(folder, link) == 0
+        assert link.is_symlink() and (tmp_path / name / "index").is_dir()
+        assert len(open_source(str(link), "train")) == 11
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    assert packed(folder, Path("/")) == 2
+    assert "/ is there already" in capfd.readouterr().err
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(mounted))
+    assert packed(folder, mounted) == 2
+    assert "mounted is where a disk is mounted; choose a folder in it" in capfd.readouterr().err
+    assert not (tmp_path / "mounted.partial").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_full_disk_is_told_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, workers: str
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "fsync_file", full)  # workers are forked and have it too
+        assert packed(folder, tmp_path / "out", "--workers", workers) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "cannot be filled (No space left on device)" in lines[0]
+    assert packed(folder, tmp_path / "out") == 0

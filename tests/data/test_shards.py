@@ -189,3 +189,16 @@ def test_headers_that_lead_backwards_end(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match="not a readable tar"):
         open_source(str(path), "all")
+
+
+@pytest.mark.parametrize("home", ["", "train"])
+def test_a_folder_that_hides_shards_is_named(tmp_path: Path, home: str) -> None:
+    """As when a run or a pack was put beside them."""
+    _shard(tmp_path / "tars" / home / "0.tar", "a/1.png")
+    open_source(str(tmp_path / "tars"), "all")
+    (tmp_path / "tars" / "run").mkdir()
+    with pytest.raises(UserError, match=r"because of the folder run beside .*; move run elsewhere"):
+        open_source(str(tmp_path / "tars"), "all")
+    (tmp_path / "photos" / "run").mkdir(parents=True)
+    with pytest.raises(UserError, match="there is no picture in"):
+        open_source(str(tmp_path / "photos"), "all")

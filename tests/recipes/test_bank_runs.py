@@ -308,6 +308,29 @@ def test_two_processes_make_the_same_bank(
     assert (tmp_path / "bank" / "codes.npy").read_bytes() == (bank / "codes.npy").read_bytes()
 
 
+def test_no_rank_writes_before_all_know_their_share(
+    data: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that looked late would count parts of the others as done and leave a hole."""
+    happened: list[str] = []
+    missing, write = banking._missing, BankWriter.write
+
+    def looking(*arguments: Any) -> Any:
+        happened.append("look")
+        return missing(*arguments)
+
+    def writing(self: BankWriter, start: int, codes: torch.Tensor) -> None:
+        happened.append("write")
+        write(self, start, codes)
+
+    monkeypatch.setattr(banking, "_missing", looking)
+    monkeypatch.setattr(BankWriter, "write", writing)
+    monkeypatch.setattr(World, "barrier", lambda *_: happened.append("wait"))
+    assert beit(*bank_words(tmp_path / "bank", data, tokenizer)).status == 0
+    looked = happened.index("look")
+    assert happened[looked : happened.index("write")] == ["look", "wait"]
+
+
 def test_bad_pictures_have_the_codes_of_what_replaces_them(data: Path, bank: Path) -> None:
     lines = (bank / "bad_pictures.jsonl").read_text().splitlines()
     entry = json.loads(lines[0])

@@ -140,3 +140,21 @@ def test_a_rate_that_blows_up_stops_with_a_dump(tmp_path: Path) -> None:
     assert loaded is not None and loaded.snapshot.step == done and not loaded.refused
     again = beit(*words, "--resume")
     assert again.status == 1 and again.complaint.startswith(f"step {done + 1} gave numbers")
+
+
+@pytest.mark.parametrize("content", [b'{"data": "x', b"\x85\xff", b"[]", b"\0" * 40])
+def test_a_damaged_note_of_the_pictures_is_told(tmp_path: Path, content: bytes) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "run"
+    words = tokenizing(run, data)
+    assert beit(*words).status == 0
+    whole = (run / "source.json").read_bytes()
+    (run / "source.json").write_bytes(content)
+    refused = beit(*words, "--resume")
+    assert refused.status == 2 and "source.json, which tells what" in refused.complaint
+    assert (run / "source.json").read_bytes() == content
+    assert beit(*words, "--resume", "--accept-changed-data").status == 0
+    assert (run / "source.json").read_bytes() == whole
+    (run / "pictures.npz").write_bytes(content)
+    refused = beit(*words, "--resume")
+    assert refused.status == 2 and "pictures.npz cannot be read" in refused.complaint
+    assert "pickle" not in refused.complaint

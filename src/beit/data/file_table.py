@@ -170,7 +170,9 @@ def _read(folder: Path) -> tuple[FileTable, NDArray[np.uint64]] | None:
         contents = found.pop("contents")
         return FileTable(b"", **found), contents
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        # numpy takes what it does not know for a pickle, and tells how to load it unsafely.
+        why = "it is damaged" if "pickle" in str(error) else error
         raise UserError(
-            f"{file} cannot be read ({error}); remove it, and the pictures are told from others by "
+            f"{file} cannot be read ({why}); remove it, and the pictures are told from others by "
             "their names and sizes alone"
         ) from error

@@ -61,6 +61,10 @@ class _Directories:
         return True
 
 
+class NoPicture(UserError):
+    """There is none below a folder."""
+
+
 def picture_suffix(name: bytes) -> bool:
     """Whether a visible file's name ends as a picture's does."""
     return not name.startswith(b".") and os.path.splitext(name)[1].lower() in SUFFIXES
@@ -74,7 +78,8 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
         rescan: Look at every file even when no directory has changed.
 
     Raises:
-        UserError: A directory cannot be read, or there is no picture.
+        NoPicture: There is none.
+        UserError: A directory cannot be read.
     """
     key = cache_key("folder", os.path.realpath(root))
     known = None if rescan else current_generation(key)
@@ -123,7 +128,7 @@ def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories]:
         elif directories.enter(root, path):
             waiting.extend(_entries(root, path))
     if not len(builder):
-        raise UserError(
+        raise NoPicture(
             f"there is no picture in {printable(root)}: looked for files ending in "
             + ", ".join(sorted(suffix.decode() for suffix in SUFFIXES))
         )

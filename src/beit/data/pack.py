@@ -154,6 +154,8 @@ def _pack_split(
     reader = WatchedReader(source, fetching.workers)
     shards = _Shards(reader, split, folder, settings)
     for part in fetch(shards, missing, reader, fetching):
+        if isinstance(part, OSError):
+            raise part
         parts[part.number] = part
         told(len(part.indices) + len(part.bad))
     return [parts[number] for number in range(len(where))]
@@ -185,16 +187,25 @@ def _known(folder: Path, split: str, number: int) -> _Part | None:
 
 
 @dataclass
-class _Shards(Dataset[_Part]):
-    """Maps a run of pictures to a finished shard."""
+class _Shards(Dataset[_Part | OSError]):
+    """Maps a run of pictures to a finished shard, or to why the disk did not take it.
+
+    That is handed over and not raised: from a worker it would come as a traceback.
+    """
 
     reader: WatchedReader
     split: str
     folder: Path
     settings: PackSettings
 
-    def __getitem__(self, where: range) -> _Part:
+    def __getitem__(self, where: range) -> _Part | OSError:
         """Write the shard of these pictures."""
+        try:
+            return self._written(where)
+        except OSError as error:
+            return error
+
+    def _written(self, where: range) -> _Part:
         number = where.start // self.settings.shard_size
         part = _Part(self.split, number, [], [], [], [], 0)
         final = self.folder / part.shard

@@ -70,6 +70,21 @@ def find_shards(root: bytes) -> list[bytes]:
     return sorted(found)
 
 
+def other_folder(root: bytes) -> str | None:
+    """The folder for which the .tar files of a path are not taken for shards, None without any."""
+    folders, others, tars = [b""], [], 0
+    while folders:
+        folder = folders.pop()
+        for name in sorted(os.listdir(os.path.join(root, folder))):
+            path = os.path.join(folder, name)
+            tars += name.lower().endswith(b".tar")
+            if name.startswith(b".") or not os.path.isdir(os.path.join(root, path)):
+                continue
+            split = not folder and name.lower() in _SPLIT_NAMES
+            (folders if split else others).append(path)
+    return printable(others[0]) if tars and others else None
+
+
 def _tars(root: bytes, relative: bytes) -> list[bytes] | None:
     """The .tar files and the split folders (ending in a slash) of a folder.
 

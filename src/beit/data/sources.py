@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.data.index import FolderSource
+from beit.data.index import FolderSource, NoPicture
 from beit.data.naming import encode_path, printable
 from beit.data.packed import Split
 from beit.data.packed_folder import PackedFolder, is_packed_folder
-from beit.data.shards import ShardSource, find_shards
+from beit.data.shards import ShardSource, find_shards, other_folder
 from beit.errors import UserError
 
 __all__ = ["HasBytes", "Source", "Split", "labels_of", "open_parts", "open_source"]
@@ -126,12 +126,25 @@ def _open_path(path: bytes, split: Split, *, rescan: bool) -> Source:
         shards = find_shards(path)
         if shards:
             return ShardSource(path, shards, split, rescan=rescan)
-        return FolderSource(path, split, rescan=rescan)
+        return _open_folder(path, split, rescan=rescan)
     if path.lower().endswith(b".tar") and os.path.isfile(path):
         return ShardSource(path, find_shards(path), split, rescan=rescan)
     if path.lower().endswith(_COMPRESSED):
         raise UserError(f"{printable(path)} is compressed; unpack it, or make it a plain .tar file")
     raise UserError(f"{printable(path)} is neither a folder nor a .tar file")
+
+
+def _open_folder(path: bytes, split: Split, *, rescan: bool) -> Source:
+    try:
+        return FolderSource(path, split, rescan=rescan)
+    except NoPicture:
+        other = other_folder(path)
+        if other is None:
+            raise
+        raise UserError(
+            f"the .tar files in {printable(path)} are not read as shards because of the folder "
+            f"{other} beside them, in which there is no picture; move {other} elsewhere"
+        ) from None
 
 
 def _unknown(spec: str, scheme: str) -> str:

@@ -30,7 +30,7 @@ from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.stage import RunRequest
 from beit.recipes.tokenizers import load_tokenizer
-from beit.recipes.unfinished import Progress, unfinished
+from beit.recipes.unfinished import Progress, partial, unfinished
 from beit.tokenizer import bank, storage
 from beit.tokenizer.bank import BankManifest, BankOrigin, BankWriter, TokenBank
 from beit.tokenizer.dvae import DiscreteVAE
@@ -255,6 +255,7 @@ def _make(
         views = _views(recipe, reader.model)
         total = math.prod(manifest.shape[:2])
         where = list(_missing(to, total, world))
+        world.barrier()  # a part that another rank logs before this one looks would shift its share
         progress = Progress("views", total, total - world.size * sum(map(len, where)))
         batches = (b for part in where for b in _batches(part, _AT_ONCE[device.type]))
         writer = BankWriter(to, manifest, PART, world.rank)
@@ -277,7 +278,7 @@ def _make(
 
 
 def _begun(out: Path) -> bool:
-    return (out.with_name(f"{out.name}.partial") / bank.MANIFEST).is_file()
+    return (partial(out) / bank.MANIFEST).is_file()
 
 
 def _begin(folder: Path, manifest: BankManifest, tokenizer: DiscreteVAE, source: Source) -> None:

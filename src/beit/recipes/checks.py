@@ -110,7 +110,7 @@ def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
     Raises:
         UserError: They are others, and that was not accepted.
     """
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = _noted_source(file, accepted=accepted)
     change = changed_files(file.parent, source)
     if change is None and before.get("fingerprint") in (None, source.fingerprint):
         return
@@ -124,3 +124,20 @@ def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
     bad = file.with_name(BAD_PICTURES)
     if bad.is_file():
         bad.replace(bad.with_name(f"{BAD_PICTURES}.before"))
+
+
+def _noted_source(file: Path, *, accepted: bool) -> dict[str, Any]:
+    """What source.json says; when it is damaged and others are accepted, that they are others."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(before, dict):
+            return before
+        reason = "it is not what a run writes"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    if accepted:
+        return {"fingerprint": "unknown"}
+    raise UserError(
+        f"{file}, which tells what the run's pictures were, cannot be read ({reason}): copy it "
+        "back, or go on with the pictures of now by --accept-changed-data"
+    )

@@ -27,15 +27,17 @@ def unfinished(out: Path, size: int = 0, *, main: bool = True) -> Iterator[Path]
         main: Whether this process locks, checks and renames.
 
     Raises:
-        UserError: `out` holds something, somebody else is filling it, or the disk has no room.
+        UserError: `out` holds something or cannot be replaced, somebody else is filling the folder,
+            or the disk has no room.
     """
-    out = out.absolute()
-    folder = out.with_name(f"{out.name}.partial")
+    out, folder = _followed(out), partial(out)
     if not main:
         yield folder
         return
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already; choose another --out")
+    if os.path.ismount(out):  # nothing can take its place, which would show at the end only
+        raise UserError(f"{out} is where a disk is mounted; choose a folder in it for --out")
     with RunFolder.open(folder, resume=True):
         free = os.statvfs(folder)
         if size > free.f_bavail * free.f_frsize:
@@ -54,6 +56,19 @@ def unfinished(out: Path, size: int = 0, *, main: bool = True) -> Iterator[Path]
     fsync_folder(folder)
     os.rename(folder, out)
     fsync_folder(out.parent)
+
+
+def partial(out: Path) -> Path:
+    """Where what will be `out` is filled."""
+    out = _followed(out)
+    if not out.name:
+        raise UserError(f"{out} is there already; choose another --out")
+    return out.with_name(f"{out.name}.partial")
+
+
+def _followed(out: Path) -> Path:
+    """Where a link leads: a folder can take the place of an empty folder, not that of a link."""
+    return Path(os.path.realpath(out))
 
 
 class Progress:
