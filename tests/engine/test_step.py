@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from beit.engine.distribution import World
 from beit.engine.fit import fit
+from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
 from beit.engine.protocol import StepContext, StepOutput
 from beit.engine.settings import FitSettings
+from beit.engine.step import TrainingStep
 from beit.errors import UserError
 from engine.engine_toy import SETTINGS, ToyTask, hooked, toy_batches
 
@@ -84,6 +87,37 @@ def test_chance_is_a_function_of_seed_and_step() -> None:
     task = ToyTask()
     assert rows[0] == rows[1]
     assert fit(task, toy_batches(settings), other).metrics != rows[0]
+
+
+class Drawing(ToyTask):
+    """Notes what the default generator gives first in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, batch: object, context: StepContext) -> StepOutput:
+        self.drawn.append(float(torch.rand(())))
+        return super().forward(batch, context)  # type: ignore[arg-type]
+
+
+def test_no_two_forward_passes_have_the_same_chance() -> None:
+    """Else micro-batches or ranks would drop the same features, which averages nothing out."""
+    settings = replace(PLAIN, accumulate=4)
+
+    def drawn(rank: int) -> list[float]:
+        task = Drawing()
+        groups = parameter_groups(trainable(task), weight_decay=0.0, undecayed=frozenset())
+        optimiser = build_optimiser(groups, betas=(0.9, 0.99), eps=1e-8)
+        world, device = World(rank), torch.device("cpu")
+        make_step = TrainingStep(task, optimiser, None, settings, world, device)
+        for done in range(3):
+            make_step(done, toy_batches(settings)(8 * done))
+        return task.drawn
+
+    first, second = drawn(0), drawn(1)
+    assert len(set(first + second)) == 2 * 3 * 4
+    assert drawn(0) == first
 
 
 def test_leaves_the_callers_generator_alone() -> None:
