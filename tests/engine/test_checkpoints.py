@@ -176,6 +176,18 @@ def test_a_power_cut_leaves_no_name_of_what_is_not_on_the_disk(
     assert done[0] == "appeared" and set(done[1:]) == {"removed"}
 
 
+def test_what_is_there_under_a_name_is_believed_only_when_it_verifies(tmp_path: Path) -> None:
+    """As after a resumption from an older one, whose steps are made once more."""
+    store = saved(tmp_path, 1, 2)
+    file = store.path(2) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    store.save(toy_snapshot(2))
+    loaded = store.load()
+    assert loaded is not None and same(loaded.snapshot, 2) and not loaded.refused
+
+
 def test_touches_nothing_it_did_not_make(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     foreign = ["best", "step-00000000", "step-00000001.tmp-mine", "step-1"]
