@@ -166,14 +166,14 @@ def test_cosine_logits_are_bounded() -> None:
 
 def test_codes_are_deterministic_and_independent_of_company_and_autocast() -> None:
     model = build()
-    images = torch.rand(4, 3, 16, 24)
+    images = torch.rand(100, 3, 16, 24)
     codes = model.codes(images)
     assert torch.equal(codes, model.codes(images))
     assert torch.equal(codes[1:2], model.codes(images[1:2]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(codes, model.codes(images))
     cheap = model.codes(images, dtype=torch.bfloat16)
-    assert (cheap == codes).float().mean() > 0.8
+    assert 0.8 < (cheap == codes).float().mean() < 1, "else autocast would not be noticed"
 
 
 def test_codes_carry_no_gradient() -> None:
