@@ -62,6 +62,17 @@ def test_evaluate_gives_the_run_s_own_numbers(learned: Path, data: Path, tmp_pat
     assert table.status == 0 and "green" in table.out and "top-1 100.00%" in table.out
 
 
+def test_evaluate_matches_classes_by_name(learned: Path, tmp_path: Path) -> None:
+    """Pictures of the last classes alone: theirs are other numbers in the folder."""
+    some = coloured(tmp_path / "some")
+    for split in ("train", "val"):
+        shutil.rmtree(some / split / CLASSES[0])
+    outcome = beit("evaluate", learned, "--data", some, "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.result["top1"] == 1 and outcome.result["labels"] == list(CLASSES)
+    assert outcome.result["per_class_pictures"][0] == 0
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_measures_the_same(
     learned: Path, data: Path, processes: int, capfd: pytest.CaptureFixture[str]
