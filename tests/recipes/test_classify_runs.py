@@ -148,9 +148,10 @@ def test_a_classifier_is_a_start_too_and_keeps_its_head_for_the_same_classes(
     model = load(out)
     assert isinstance(model, Classifier) and model.encoder.config.image_size == (24, 24)
     assert json.loads((out / "result.json").read_text())["validation"]["top1"] >= 0.9
-    other = coloured(tmp_path / "other", classes=("a", "b"))
-    outcome = beit(*classifying(tmp_path / "two", other, learned, **fields))
-    assert outcome.status == 0 and "not used: 4 of its head" in outcome.err
+    for classes in (("a", "b"), ("a", "b", "c")):  # as many as before, and still others
+        other = coloured(tmp_path / "".join(classes), classes=classes)
+        outcome = beit(*classifying(tmp_path / f"of-{other.name}", other, learned, **fields))
+        assert outcome.status == 0 and "not used: 4 of its head" in outcome.err
 
 
 def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:
