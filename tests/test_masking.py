@@ -1,5 +1,6 @@
 """Masks: statistics of the authors' code, laws for every masker, lists of fixed length."""
 
+import math
 import random
 
 import numpy as np
@@ -22,7 +23,11 @@ from beit.masking import (
     target_count,
     uniform_random,
 )
-from oracles.oracle_masking import plain_reference_mask, slow_reference_mask
+from oracles.oracle_masking import (
+    plain_reference_mask,
+    slow_paper_mask,
+    slow_reference_mask,
+)
 
 DRAWS = 3000
 PAPER_GRID = (14, 14)
@@ -127,6 +132,19 @@ def test_paper_masks_more_than_its_target_by_less_than_a_block() -> None:
     assert masks.mean(0)[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 0.01
 
 
+def test_paper_equals_the_slow_oracle_in_distribution() -> None:
+    """The aspect ratio is uniform, so that blocks are tall three times out of four."""
+    chance, generator = random.Random(0), np.random.default_rng(8)
+    slow = np.array([slow_paper_mask(chance, 14, 0.4, 16) for _ in range(1500)])
+    quick = np.stack([blockwise_paper(generator, PAPER_GRID, ratio=0.4) for _ in range(1500)])
+    assert quick.sum((1, 2)).mean() == pytest.approx(slow.sum((1, 2)).mean(), abs=0.5)
+    np.testing.assert_allclose(quick.mean(0), slow.mean(0), atol=6 * np.sqrt(0.5 / 1500))
+    for axis in (1, 2):  # edges of blocks, across and down
+        found, expected = (np.diff(masks, axis=axis).sum((1, 2)) for masks in (quick, slow))
+        spread = math.hypot(found.std(), expected.std()) / math.sqrt(1500)
+        assert abs(found.mean() - expected.mean()) < 6 * spread
+
+
 def test_uniform_random_masks_every_patch_alike() -> None:
     generator = np.random.default_rng(4)
     often = np.mean([uniform_random(generator, (5, 6), ratio=0.4) for _ in range(4000)], axis=0)
@@ -192,6 +210,7 @@ def test_every_patch_can_be_masked_on_a_rectangle(name: str) -> None:
     [
         (PAPER_GRID, 0.4, None, 78),
         (PAPER_GRID, 0.4, 75, 75),
+        (PAPER_GRID, 0.3, None, 58),  # of 58.8
         ((10, 10), 0.29, None, 29),
         ((1, 1), 0.4, None, 1),
         ((2, 3), 1.0, None, 6),

@@ -144,6 +144,19 @@ def test_step_draws_are_the_same_however_the_batch_is_cut(cuts: list[int], step:
     assert whole.dtype == torch.float32 and 0 <= whole.min() and whole.max() < 1
 
 
+def test_step_draws_are_others_for_another_seed_step_row_or_stream() -> None:
+    """Else the same branches would be dropped in every step of a run."""
+    drawn = [
+        step_uniform(seed, step, range(rows, rows + 4), 3, stream)
+        for seed in (0, 1)
+        for step in (0, 1, 12)
+        for rows in (0, 4)
+        for stream in ("paths", "dropout")
+    ]
+    numbers = torch.cat(drawn).flatten()
+    assert len(set(numbers.tolist())) > 0.99 * len(numbers)
+
+
 def test_equal_numbers_of_another_type_are_not_confused() -> None:
     """The cache of keys must not take True for 1: the keys are hashed with their types."""
     assert step_seed(1, 5) != step_seed(True, 5)

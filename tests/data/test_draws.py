@@ -89,6 +89,19 @@ def test_colour_draws_are_uniform_and_per_sample() -> None:
     assert torch.equal(alone.order[0], draws.order[7]) and alone.flip[0] == draws.flip[7]
 
 
+def test_no_draw_of_a_sample_tells_another() -> None:
+    """The crop, the flip, the colours and the mask: each has a stream of its own."""
+    size, ratio = (375, 500), (3 / 4, 4 / 3)
+    boxes = np.array([crop_box(k.generator("crop"), size, (0.08, 1.0), ratio) for k in KEYS])
+    draws = colour_draws(KEYS, 0.4, flip=True)
+    colours = torch.stack([draws.brightness, draws.contrast, draws.saturation]).numpy()
+    first = draw_masks(MaskPlan((6, 6), "random"), KEYS).grid[:, 0, 0].numpy()
+    crops = [_area(boxes), _log_ratio(boxes), _centre(boxes)]  # these hang together
+    drawn = np.array([*crops, draws.flip.numpy(), first, *colours], np.float64)
+    correlations = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(correlations[len(crops) :]).max() < 4 / math.sqrt(len(KEYS))
+
+
 def test_no_jitter_costs_no_round_and_leaves_the_flips() -> None:
     draws = colour_draws(KEYS[:50], 0.0, flip=True)
     assert draws.order.shape == (50, 0)

@@ -101,6 +101,18 @@ def test_without_hashes_a_copy_is_the_same_and_a_touched_file_is_not(
     assert changed_files(run, opened(photos)) is None
 
 
+def test_without_hashes_a_copy_with_another_picture_in_it_is_no_copy(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_table, "HASHED", 0)
+    run = kept(photos)
+    for name in NAMES:
+        touch(photos / name)
+    (photos / NAMES[5]).write_text("a longer text")
+    change = changed_files(run, opened(photos))
+    assert change is not None and "was edited" in change
+
+
 def test_what_is_kept_is_replaced_only_when_it_is_other(photos: Path) -> None:
     run = kept(photos)
     before = (run / FILE_NAME).stat().st_ino

@@ -44,6 +44,17 @@ def _places(amount: str, seed: int = 0, source: Source = SOURCE) -> set[str]:
     return {chosen.identity(index) for index in range(len(chosen))}
 
 
+def test_classes_of_one_size_give_pictures_of_other_places() -> None:
+    """Else folders in the same order (by camera, by day) would be learned from in step."""
+    source = Labelled([0] * 40 + [1] * 40 + [2] * 40)
+    drawn = draw_labels([source.label(place) for place in range(120)], 8, 0, 0)
+    chosen = [int(name.removeprefix("picture-")) for name in _places("20%", 0, source)]
+    for places in (drawn.tolist(), chosen):
+        inside = [{p % 40 for p in places if p // 40 == label} for label in range(3)]
+        assert all(len(few) == 8 for few in inside)
+        assert inside[0] != inside[1] != inside[2] != inside[0]
+
+
 @pytest.mark.parametrize(
     ("amount", "counts"),
     [

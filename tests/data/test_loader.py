@@ -17,9 +17,9 @@ from torch import Tensor
 
 from beit.data.bad_pictures import FILE_NAME, BadPictureLog
 from beit.data.decode import BadPicture
-from beit.data.draws import MaskPlan
+from beit.data.draws import Key, MaskPlan
 from beit.data.loader import LoaderSettings, evaluation_batches, training_batches
-from beit.data.views import ViewSettings
+from beit.data.views import ViewSettings, make_views
 from beit.data.watch import LoaderError
 from beit.errors import UserError
 from data.batch_rows import rows_of, tensors_of
@@ -185,6 +185,19 @@ def test_a_bad_picture_is_named_and_replaced_by_its_own_rule() -> None:
         found |= set(batch.replaced)
         assert sorted(batch.index.tolist()) == list(range(37))
     assert found == {(index, "truncated") for index in bad}
+
+
+@pytest.mark.parametrize("views", [None, 1])
+def test_what_replaces_a_picture_is_seen_as_that_would_have_been(views: int | None) -> None:
+    """By the sample's own key: a bank of views that are used again rests on it."""
+    source = Painted(37, bad=(3,))
+    settings = LoaderSettings(37, seed=5, views=views)
+    batch = next(training_batches(source, VIEWS, None, settings, 37))  # the second epoch
+    assert batch.patch_view is not None
+    (row,) = (batch.index == 3).nonzero().flatten().tolist()
+    key = Key(5, 1, 3, None if views is None else 0)
+    others = (make_views(source.read(index), VIEWS, key)[0] for index in range(37) if index != 3)
+    assert sum(torch.equal(other, batch.patch_view[row]) for other in others if other is not None)
 
 
 def test_when_nothing_can_be_read_the_run_stops_with_names() -> None:

@@ -35,6 +35,19 @@ def test_a_folder_is_a_source_with_masks(tmp_path: Path) -> None:
     assert len(open_pairs(str(root), "val")) == 2
 
 
+def test_masks_that_are_read_in_another_way_are_other_data(tmp_path: Path) -> None:
+    """Number 1 is class 1, or class 0 where 0 stands for unlabelled."""
+    for split in ("train", "val"):
+        add_pair(tmp_path, "a", np.ones((8, 8), np.uint8), split=split)
+    (tmp_path / "classes.txt").write_text("one\ntwo\n")
+    plain, reduced = (
+        open_pairs(str(tmp_path), "train", reduce_zero_label=reduce) for reduce in (False, True)
+    )
+    assert plain.classes == reduced.classes
+    assert plain.mask(0).max() == 1 and reduced.mask(0).max() == 0
+    assert plain.fingerprint != reduced.fingerprint
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test"), [("train", "val", "test"), ("training", "validation", "testing")]
 )

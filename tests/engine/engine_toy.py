@@ -57,7 +57,10 @@ class ToyBatch(Travels):
 
 
 class ToyTask(nn.Module):
-    """Predicts the sum of a vector; with dropout, draws by row, and a buffer that counts."""
+    """Predicts the sum of a vector; with draws by row, dropout, and a buffer that counts.
+
+    Without `chance` the draws by row remain, which do not change with accumulation or ranks.
+    """
 
     count: Tensor
 
@@ -74,9 +77,9 @@ class ToyTask(nn.Module):
 
     def forward(self, batch: ToyBatch, context: StepContext) -> StepOutput:
         x = batch.x
-        if self.chance and self.training:
+        if self.training:
             x = x + 0.1 * context.uniform(4, "noise", x.device)
-            self.count += 1
+            self.count += self.chance
         errors = (self.net(x)[:, 0] + self.table.sum() - batch.x.sum(1)).square()
         weight = batch.weight.sum()
         loss = (errors * batch.weight).sum() / weight

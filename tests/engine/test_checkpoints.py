@@ -145,6 +145,49 @@ def test_at_every_instant_one_is_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(seen) > 30 and sorted(set(seen)) == [1, 2, 3, 4] and seen == sorted(seen)
 
 
+def test_a_power_cut_leaves_no_name_of_what_is_not_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files and their folder are synced before the rename, and that before a removal."""
+    store = saved(tmp_path, 1, 2)
+    sync, rename, unlink = os.fsync, os.rename, os.unlink
+    synced: set[int] = set()
+    done: list[str] = []
+
+    def syncing(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def renaming(old: Path, new: Path) -> None:
+        assert {path.stat().st_ino for path in (old, *old.iterdir())} <= synced
+        rename(old, new)
+        synced.discard(store.folder.stat().st_ino)
+        done.append("appeared")
+
+    def removing(path: Path, **options: Any) -> None:
+        assert store.folder.stat().st_ino in synced
+        unlink(path, **options)
+        done.append("removed")
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(os, "unlink", removing)
+    store.save(toy_snapshot(3))
+    assert done[0] == "appeared" and set(done[1:]) == {"removed"}
+
+
+def test_what_is_there_under_a_name_is_believed_only_when_it_verifies(tmp_path: Path) -> None:
+    """As after a resumption from an older one, whose steps are made once more."""
+    store = saved(tmp_path, 1, 2)
+    file = store.path(2) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    store.save(toy_snapshot(2))
+    loaded = store.load()
+    assert loaded is not None and same(loaded.snapshot, 2) and not loaded.refused
+
+
 def test_touches_nothing_it_did_not_make(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     foreign = ["best", "step-00000000", "step-00000001.tmp-mine", "step-1"]

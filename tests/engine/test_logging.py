@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,28 @@ def test_units() -> None:
         "3.2 GB",
         "4.0 TB",
     ]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its name is, before anything else is done."""
+    synced: set[int] = set()
+    sync, rename = os.fsync, os.replace
+
+    def syncing(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def renaming(old: Path, new: Path) -> None:
+        assert old.stat().st_ino in synced
+        rename(old, new)
+        synced.discard(tmp_path.stat().st_ino)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", renaming)
+    atomic_write_text(tmp_path / "f", "text\n")
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "f")} <= synced
 
 
 def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

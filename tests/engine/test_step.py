@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from beit.engine.distribution import World
 from beit.engine.fit import fit
+from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
 from beit.engine.protocol import StepContext, StepOutput
 from beit.engine.settings import FitSettings
+from beit.engine.step import TrainingStep
 from beit.errors import UserError
 from engine.engine_toy import SETTINGS, ToyTask, hooked, toy_batches
 
@@ -33,27 +36,44 @@ def test_accumulation_changes_nothing(accumulate: int) -> None:
     assert others == pytest.approx(numbers, rel=1e-5)
 
 
-def test_a_step_equals_the_obvious_one() -> None:
-    """One update by torch's own loss, clipping and AdamW."""
-    settings = replace(PLAIN, total_steps=1, warmup_steps=0, accumulate=4, clip=0.1, ema=None)
-    ours, numbers = trained(settings)
+@pytest.mark.parametrize("clip", [None, 0.1, 3.0, 1e3])
+def test_steps_equal_the_obvious_ones(clip: float | None) -> None:
+    """By torch's own loss, clipping and AdamW, and averages by hand.
+
+    Several steps, because AdamW's first one is blind to the length of the gradient.
+    """
+    settings = replace(PLAIN, total_steps=4, warmup_steps=0, minimum_rate=1e-2, clip=clip)
+    ours = ToyTask(chance=False)
+    parts = replace(settings, accumulate=4)
+    result = fit(ours, toy_batches(parts), parts)
     task = ToyTask(chance=False)
-    (batch,) = islice(toy_batches(replace(settings, accumulate=1))(0), 1)
-    loss = task(batch, StepContext(0, 0, 1, range(8))).loss
-    loss.backward()
     parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
-    norm = nn.utils.clip_grad_norm_(parameters.values(), 0.1)
+    averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     decayed = [parameters["net.3.weight"], parameters["table"]]
     others = [p for p in parameters.values() if all(p is not d for d in decayed)]
     groups = [
         {"params": decayed, "weight_decay": 0.05},
         {"params": others, "weight_decay": 0.0},
     ]
-    torch.optim.AdamW(groups, lr=1e-2).step()
-    assert numbers["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert numbers["gradient_norm"] == pytest.approx(float(norm.detach()), rel=1e-5)
+    optimiser = torch.optim.AdamW(groups, lr=1e-2)
+    norms = []
+    for step, batch in enumerate(islice(toy_batches(settings)(0), 4)):
+        loss = task(batch, StepContext(settings.seed, step, 4, range(8))).loss
+        optimiser.zero_grad()
+        loss.backward()
+        limit = torch.inf if clip is None else clip
+        norms.append(float(nn.utils.clip_grad_norm_(parameters.values(), limit)))
+        optimiser.step()
+        for name, parameter in parameters.items():
+            averages[name].lerp_(parameter.detach(), 1 - (1 + step) / (10 + step))
+    assert 0.1 < min(norms) < 3.0 < max(norms) < 1e3
+    assert result.metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert result.metrics["gradient_norm"] == pytest.approx(norms[-1], rel=1e-5)
+    assert result.average is not None
     for name, parameter in parameters.items():
-        torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-5, atol=1e-6)
+        found = ours.get_parameter(name).detach()
+        torch.testing.assert_close(found, parameter.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result.average[name], averages[name], rtol=1e-4, atol=1e-6)
 
 
 def test_chance_is_a_function_of_seed_and_step() -> None:
@@ -67,6 +87,37 @@ def test_chance_is_a_function_of_seed_and_step() -> None:
     task = ToyTask()
     assert rows[0] == rows[1]
     assert fit(task, toy_batches(settings), other).metrics != rows[0]
+
+
+class Drawing(ToyTask):
+    """Notes what the default generator gives first in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, batch: object, context: StepContext) -> StepOutput:
+        self.drawn.append(float(torch.rand(())))
+        return super().forward(batch, context)  # type: ignore[arg-type]
+
+
+def test_no_two_forward_passes_have_the_same_chance() -> None:
+    """Else micro-batches or ranks would drop the same features, which averages nothing out."""
+    settings = replace(PLAIN, accumulate=4)
+
+    def drawn(rank: int) -> list[float]:
+        task = Drawing()
+        groups = parameter_groups(trainable(task), weight_decay=0.0, undecayed=frozenset())
+        optimiser = build_optimiser(groups, betas=(0.9, 0.99), eps=1e-8)
+        world, device = World(rank), torch.device("cpu")
+        make_step = TrainingStep(task, optimiser, None, settings, world, device)
+        for done in range(3):
+            make_step(done, toy_batches(settings)(8 * done))
+        return task.drawn
+
+    first, second = drawn(0), drawn(1)
+    assert len(set(first + second)) == 2 * 3 * 4
+    assert drawn(0) == first
 
 
 def test_leaves_the_callers_generator_alone() -> None:

@@ -66,6 +66,24 @@ def test_bound_of_a_sure_posterior_is_density_minus_log_vocabulary(model: Discre
     assert report.bits_per_dimension == pytest.approx(bits, rel=1e-4)
 
 
+def test_bound_of_an_unsure_posterior_is_over_drawn_codes(model: DiscreteVAE) -> None:
+    """The likeliest codes alone would give another number, and no bound."""
+    unsure = DiscreteVAE(replace(SMALL, cosine_scale=2.0))
+    unsure.load_state_dict(model.state_dict())
+    image = torch.rand(1, 3, 16, 24)
+    images = image.expand(600, -1, -1, -1)
+    report = codebook_report(unsure, torch.split(images, 100))
+    with torch.no_grad():
+        logits = unsure.logits(image)[0].movedim(0, -1)
+        codes = torch.distributions.Categorical(logits=logits).sample((600,))  # type: ignore[no-untyped-call]
+        density = picture_log_density(images, unsure.decode_codes(codes), unsure.log_variance)
+        likeliest = unsure.decode_codes(unsure.codes(image))
+        other = picture_log_density(image, likeliest, unsure.log_variance).item()
+    error = math.sqrt(2 * density.var().item() / 600)
+    found = report.bound + 6 * report.kl  # 2 x 3 places
+    assert abs(found - density.mean().item()) < 5 * error < abs(found - other)
+
+
 def test_is_repeatable_and_leaves_the_default_generator_alone(model: DiscreteVAE) -> None:
     images = torch.rand(4, 3, 16, 24)
     before = torch.get_rng_state()

@@ -145,6 +145,18 @@ def test_several_scales_are_the_mean_of_their_probabilities() -> None:
     torch.testing.assert_close(found, torch.stack(alone).mean(0))
 
 
+def test_logits_and_not_probabilities_are_enlarged() -> None:
+    """As in training, and as the reference's toolbox does: the softmax comes last."""
+    image, small = _picture(24, 30), (12, 15)
+    found = dense_probabilities(coarse, image, DenseSettings(small, 1, mode="whole"), CPU)
+    seen = functional.interpolate(
+        image[None], small, mode="bicubic", align_corners=False, antialias=True
+    )[0]
+    logits = functional.interpolate(coarse(_normalised(seen)[None]), small, mode="bilinear")
+    expected = functional.interpolate(logits, (24, 30), mode="bilinear")[0].softmax(0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 SIZES = [(1, 1), (1, 300), (300, 1), (5, 7), (24, 24), (240, 11), (61, 200), (400, 300)]
 
 

@@ -35,6 +35,16 @@ def test_a_common_unit_and_constant_features_do_not_matter() -> None:
     assert plain == scaled == padded
 
 
+def test_pixels_that_hardly_ever_vary_are_not_blown_up() -> None:
+    """One deviation for all features: else the noise of 300 would drown the other three."""
+    (train_x, train_y), (test_x, test_y) = _blobs(30, 0), _blobs(300, 1)
+    plain = logistic_regression_accuracy(train_x, train_y, test_x, test_y)
+    generator = np.random.default_rng(2)
+    noisy = [np.hstack([x, 1e-3 * generator.normal(size=(len(x), 300))]) for x in (train_x, test_x)]
+    found = logistic_regression_accuracy(noisy[0], train_y, noisy[1], test_y)
+    assert found == pytest.approx(plain, abs=0.01)
+
+
 def test_regression_gives_the_same_number_again() -> None:
     train, test = _blobs(12, 0), _blobs(100, 1)
     first = logistic_regression_accuracy(*train, *test)

@@ -34,6 +34,23 @@ def slow_reference_mask(
     return mask, blocks
 
 
+def slow_paper_mask(chance: random.Random, side: int, ratio: float, minimum_block: int) -> Mask:
+    """Algorithm 1 of the paper over a square grid; sides are rounded down and cut to the grid."""
+    mask = [[False] * side for _ in range(side)]
+    masked = 0
+    while masked <= ratio * side * side:
+        area = chance.uniform(minimum_block, max(minimum_block, ratio * side * side - masked))
+        aspect = chance.uniform(0.3, 1 / 0.3)
+        height = max(1, min(side, math.floor(math.sqrt(area * aspect))))
+        width = max(1, min(side, math.floor(math.sqrt(area / aspect))))
+        top, left = chance.randint(0, side - height), chance.randint(0, side - width)
+        for row in range(top, top + height):
+            for column in range(left, left + width):
+                mask[row][column] = True
+        masked = sum(map(sum, mask))
+    return mask
+
+
 def plain_reference_mask(
     generator: np.random.Generator, grid: tuple[int, int], target: int, smallest: int
 ) -> NDArray[np.bool_]:

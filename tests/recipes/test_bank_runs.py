@@ -1,6 +1,7 @@
 """Token banks: the same run as with live tokens, and refusals where it would be another."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import torch
 from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.recipes import banking
-from beit.tokenizer.bank import MANIFEST, BankWriter, TokenBank, read_manifest
+from beit.tokenizer.bank import (
+    MANIFEST,
+    BankManifest,
+    BankOrigin,
+    BankWriter,
+    TokenBank,
+    finished_parts,
+    read_manifest,
+)
 from beit.tokenizer.reading import TokenReader
 from recipes.recipe_runs import (
     PRETRAIN,
@@ -298,6 +307,35 @@ def test_an_interrupted_bank_is_gone_on_with(
     assert names == {MANIFEST, "codes.npy", "tokenizer", "bad_pictures.jsonl", "pictures.npz"}
     assert beit(*words).status == 0 and sum(made) == 58  # it is there already
     assert "is there already" in beit(*words, "--bank-views", 2).complaint
+
+
+def test_codes_are_on_the_disk_before_a_part_is_called_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut would leave zeros that are never made again."""
+    origin = BankOrigin("t", "float32", "d", 3, 0, {}, (4, 4), 11)
+    manifest = BankManifest(origin, 1, False, {})
+    BankWriter.begin(tmp_path, manifest)
+    writer = BankWriter(tmp_path, manifest, 2)
+    done: list[str] = []
+    sync, write = os.fsync, os.write
+
+    def syncing(descriptor: int) -> None:
+        file = (tmp_path / "codes.npy").stat().st_ino
+        done.append("codes" if os.fstat(descriptor).st_ino == file else "log")
+        sync(descriptor)
+
+    def writing(descriptor: int, data: bytes) -> int:
+        done.append("name")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "write", writing)
+    writer.write(0, torch.ones(2, 4, 4, dtype=torch.int64))
+    writer.log(0)
+    assert done == ["codes", "name", "log"]
+    assert finished_parts(tmp_path, 2) == {0}
+    writer.close()
 
 
 def test_two_processes_make_the_same_bank(

@@ -62,6 +62,17 @@ def test_evaluate_gives_the_run_s_own_numbers(learned: Path, data: Path, tmp_pat
     assert table.status == 0 and "green" in table.out and "top-1 100.00%" in table.out
 
 
+def test_evaluate_matches_classes_by_name(learned: Path, tmp_path: Path) -> None:
+    """Pictures of the last classes alone: theirs are other numbers in the folder."""
+    some = coloured(tmp_path / "some")
+    for split in ("train", "val"):
+        shutil.rmtree(some / split / CLASSES[0])
+    outcome = beit("evaluate", learned, "--data", some, "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.result["top1"] == 1 and outcome.result["labels"] == list(CLASSES)
+    assert outcome.result["per_class_pictures"][0] == 0
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_measures_the_same(
     learned: Path, data: Path, processes: int, capfd: pytest.CaptureFixture[str]
@@ -137,9 +148,10 @@ def test_a_classifier_is_a_start_too_and_keeps_its_head_for_the_same_classes(
     model = load(out)
     assert isinstance(model, Classifier) and model.encoder.config.image_size == (24, 24)
     assert json.loads((out / "result.json").read_text())["validation"]["top1"] >= 0.9
-    other = coloured(tmp_path / "other", classes=("a", "b"))
-    outcome = beit(*classifying(tmp_path / "two", other, learned, **fields))
-    assert outcome.status == 0 and "not used: 4 of its head" in outcome.err
+    for classes in (("a", "b"), ("a", "b", "c")):  # as many as before, and still others
+        other = coloured(tmp_path / "".join(classes), classes=classes)
+        outcome = beit(*classifying(tmp_path / f"of-{other.name}", other, learned, **fields))
+        assert outcome.status == 0 and "not used: 4 of its head" in outcome.err
 
 
 def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_killed_at_every_call_a_replacement_leaves_the_old_model_or_the_new(
     assert content(run / "best") == {"new"} and at > 6
 
 
+def test_a_first_model_that_was_half_written_is_no_model(tmp_path: Path) -> None:
+    half = tmp_path / f"best.tmp-{HEX}"
+    half.mkdir()
+    (half / MODEL[0]).write_text("new")
+    clear_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def dying(function: Any, calls: Any) -> Any:
     """The function, until the calls are spent: then and ever after it is killed."""
 

@@ -155,6 +155,10 @@ def test_a_segmenter_goes_on_with_its_decoder(learned: Path, data: Path, tmp_pat
     assert outcome.result["validation"]["miou"] == pytest.approx(before, abs=1e-3)
     outcome = beit(*segmenting(tmp_path / "other", data, learned, decoder__channels=8, **fields))
     assert outcome.status == 0 and "of its head" in outcome.err
+    named = Path(shutil.copytree(data, tmp_path / "named"))
+    (named / "classes.txt").write_text("bright\ndark\n")  # the other way round
+    outcome = beit(*segmenting(tmp_path / "renamed", named, learned, **fields))
+    assert outcome.status == 0 and "of its head" in outcome.err
 
 
 def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:
