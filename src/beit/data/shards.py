@@ -3,7 +3,8 @@
 Headers are read once and an offset index is kept in the cache, valid while size and time of every
 shard stay the same. Nothing is ever extracted: a member is a range of bytes that is read with
 `pread`, so threads and forked workers do not disturb one another. Only regular members with a
-picture's name are listed; links, devices, pickles and everything else are passed over.
+picture's name are listed; links, devices, pickles, hidden members and everything else are passed
+over.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def find_shards(root: bytes) -> list[bytes]:
 
 def other_folder(root: bytes) -> str | None:
     """The folder for which the .tar files of a path are not taken for shards, None without any."""
-    folders, others, tars = [b""], [], 0
+    folders, tars = [b""], 0
+    others: list[bytes] = []
     while folders:
         folder = folders.pop()
         for name in sorted(os.listdir(os.path.join(root, folder))):
