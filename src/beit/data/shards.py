@@ -73,8 +73,9 @@ def find_shards(root: bytes) -> list[bytes]:
 
 def other_folder(root: bytes) -> str | None:
     """The folder for which the .tar files of a path are not taken for shards, None without any."""
-    folders, tars = [b""], 0
+    folders: list[bytes] = [b""]
     others: list[bytes] = []
+    tars = 0
     while folders:
         folder = folders.pop()
         for name in sorted(os.listdir(os.path.join(root, folder))):
