@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,29 @@ def test_auto_takes_bfloat16_where_the_card_multiplies_it(
     expected = "bfloat16" if native else "float32"
     assert choose_precision("auto", torch.device("cuda")) == expected
     assert choose_precision("bfloat16", torch.device("cuda")) == "bfloat16"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_takes_bfloat16_where_the_processor_multiplies_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == ("bfloat16" if native else "float32")
+    assert choose_precision("bfloat16", cpu) == "bfloat16"
+    assert choose_precision("float32", cpu) == "float32"
+
+
+def test_every_rate_of_a_run_scales_with_its_batch() -> None:
+    """The first after the warm-up, and the last; `base_batch` is what they are meant for."""
+    recipe = replace(classify_recipe("digits"), {"optim.base_batch": 64, "optim.min_lr": 1e-5})
+    rates = {}
+    for batch in (64, 16):
+        optim = replace(recipe, {"optim.batch": batch}).optim
+        found = fit_settings(optim, recipe.engine, 1000, torch.device("cpu"))
+        rates[batch] = np.array([found.learning_rate, found.minimum_rate])
+    np.testing.assert_allclose(rates[64], [recipe.optim.lr, 1e-5])
+    np.testing.assert_allclose(rates[16], rates[64] / 4)
 
 
 def test_a_recipe_can_ask_for_repeatable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
