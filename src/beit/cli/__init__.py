@@ -61,7 +61,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _show_any_letter() -> None:
     """Escape what a terminal has no letter for: a name or a table's rule must not end a command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError, ValueError):  # a stream that was put in another's place, or closed
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _nobody_reads() -> int:
