@@ -1,6 +1,7 @@
 """What a person is told: exit statuses, one sentence for a mistake, one object for a program."""
 
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,14 @@ def test_several_processes_start_the_same_command(
 def test_only_the_number_of_processes_is_taken_away() -> None:
     words = ["pretrain", "--gpus", "4", "x", "--gpus=4", "--processes", "2", "--out", "gpus"]
     assert _without_processes(words) == ["pretrain", "x", "--out", "gpus"]
+
+
+def test_a_terminal_that_lacks_a_letter_is_shown_its_escape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pictures(tmp_path / "photos", 4, classes=("Käse", "wine"))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["data", "info", str(photos)]) == 0
+    terminal.flush()
+    assert b"K\\xe4se" in terminal.buffer.getvalue()

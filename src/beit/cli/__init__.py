@@ -8,6 +8,7 @@ that `--help` answers at once.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ __all__ = ["main", "parser"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
+    _show_any_letter()
     try:
         options = _options(list(sys.argv[1:] if argv is None else argv))
         result: dict[str, Any] | None = options.run(options)
@@ -54,6 +56,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         raise UserError(unexpected(rest[0], options))
     options.overrides, options.argv = rest, arguments
     return options
+
+
+def _show_any_letter() -> None:
+    """Escape what a terminal has no letter for: a name or a table's rule must not end a command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with suppress(OSError, ValueError):  # a stream that was put in another's place, or closed
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _nobody_reads() -> int:

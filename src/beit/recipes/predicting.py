@@ -240,7 +240,7 @@ def _probabilities(
 
 def _json_line(name: str, found: list[tuple[str, float]]) -> str:
     labels = [{"label": label, "probability": round(p, 6)} for label, p in found]
-    return json.dumps({"picture": name, "labels": labels}, ensure_ascii=False)
+    return json.dumps({"picture": name, "labels": labels})
 
 
 def _table_line(name: str, found: list[tuple[str, float]], width: int) -> str:
