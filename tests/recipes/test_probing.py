@@ -181,7 +181,9 @@ def test_a_broken_picture_is_left_out_and_said(
     (tmp_path / "data" / "train" / "red" / "00.png").write_bytes(b"no picture")
     found = probe(model, str(tmp_path / "data"), method="neighbours")
     assert found["pictures"]["train"] == 17
-    assert "cannot be read: 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be read: 1" in said
+    assert "train/red/00.png: not a readable" in said and "; left out\n" in said
 
 
 def _refused(checkpoint: Path, data: Path | str, words: str, **options: str) -> None:

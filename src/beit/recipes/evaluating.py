@@ -95,7 +95,7 @@ def _classified(
             f"{source.name} has no {split} part to measure on (sets of a few pictures are not "
             "split by themselves): name another --split, such as all"
         )
-    unreadable = _Unreadable(source)
+    unreadable = Unreadable(source)
     report = classified(finished, source, world, device, unreadable)
     model = finished.model
     names = model.labels or source.classes
@@ -105,13 +105,14 @@ def _classified(
 
 
 @dataclass
-class _Unreadable:
+class Unreadable:
     """Names the pictures that a score is without."""
 
     source: Source
     count: int = 0
 
     def add(self, replaced: Sequence[tuple[int, str]]) -> None:
+        """Name pictures with the reason."""
         for index, reason in replaced:
             print(f"{self.source.identity(index)}: {reason}; left out", file=sys.stderr)
             self.count += 1

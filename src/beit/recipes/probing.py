@@ -41,6 +41,7 @@ from beit.files import atomic_write_bytes, atomic_write_text
 from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
 from beit.recipes.build import choose_device, choose_workers
+from beit.recipes.evaluating import Unreadable
 from beit.recipes.initial import read_initial
 from beit.recipes.models import DataRecipe
 from beit.report.depth import DepthCurve, depth_figure
@@ -203,7 +204,7 @@ def _computed(subject: _Subject, source: Source) -> Parts:
     # On a CPU the model uses every core there is: loader processes would only take turns with it.
     workers = 0 if device.type == "cpu" else choose_workers(DataRecipe(), device, 1)
     views = ViewSettings(patch_view=subject.encoder.config.image_size, random=False)
-    batches = evaluation_batches(source, views, None, BATCH, workers)
+    batches = evaluation_batches(source, views, None, BATCH, workers, log=Unreadable(source))
     prepared = (prepare(batch.to(device)) for batch in batches)
     return pooled_batches(subject.encoder, prepared, device, range(subject.encoder.config.depth))
 
