@@ -45,6 +45,7 @@ def test_too_many_bad_pictures_stop_the_run_with_the_list(tmp_path: Path) -> Non
     assert (outcome.status, outcome.out) == (2, "")
     assert any(name in outcome.complaint for name in names)
     assert "cannot be read, more than the 1.0% allowed" in outcome.complaint
+    assert "allow a larger share by --data.bad_share" in outcome.complaint
     assert {entry["path"] for entry in listed(run / "bad_pictures.jsonl")} <= set(names)
     assert not (run / "model.safetensors").exists()
 

@@ -106,5 +106,5 @@ class BadPictureLog:
         return (
             f"{self.count} of {len(self._source)} pictures ({share:.1%}) cannot be read, more than "
             f"the {self._most:.1%} allowed: {head}{'; ...' if self.count > _SHOWN else ''} "
-            f"(all in {self._path}); remove them or allow a larger share"
+            f"(all in {self._path}); remove them or allow a larger share by --data.bad_share"
         )
