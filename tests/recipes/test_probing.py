@@ -127,6 +127,12 @@ def test_what_is_said_of_the_choice() -> None:
         "logistic regression: best after block 2 of 3, 60.0% on the test pictures "
         "(the last block: 80.0%); had the test pictures chosen, block 1 with 90.0%"
     ]
+    level = tuple(LayerScore(held_out, 0.6, 0.1) for held_out, _ in scores)  # no block is better
+    equal = ProbeResult((MethodResult("quick", level),), 100, 20, 50, 0.25)
+    assert probing.sentences(equal) == [
+        "logistic regression: best after block 2 of 3, 60.0% on the test pictures "
+        "(the last block: 60.0%)"
+    ]
     rows = [list(row) for row in probing.probe_table(result).rows]
     assert rows == [["1", "50.0", "90.0"], ["2", "70.0*", "60.0"], ["3", "60.0", "80.0"]]
     described = probing.describe_method(result.methods[0])

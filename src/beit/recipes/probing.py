@@ -274,7 +274,7 @@ def sentences(result: ProbeResult) -> list[str]:
         )
         if best != depth - 1:
             text += f" (the last block: {method.layers[-1].test:.1%})"
-        if top != best:
+        if method.layers[top].test > method.layers[best].test:
             seen = f"block {top + 1} with {method.layers[top].test:.1%}"
             text += f"; had the test pictures chosen, {seen}"
         said.append(text)
