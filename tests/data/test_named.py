@@ -11,7 +11,7 @@ from PIL import Image
 from beit.data.decode import BadPicture
 from beit.data.hub import HubSource
 from beit.data.named import digits, stratified
-from beit.data.sources import HasBytes, open_source
+from beit.data.sources import HasBytes, labels_of, open_source
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
 
@@ -103,6 +103,40 @@ def test_files_of_torchvisions_sets_go_through_our_decoder(
     assert source.label(1) == 1
     with pytest.raises(BadPicture, match="not a readable JPEG"):
         source.read(1)
+
+
+def test_a_part_held_out_has_its_own_pictures_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of one part: picture, label and name are of one place, on both sides of the cut."""
+    from torchvision import datasets
+
+    for number in range(80):
+        Image.new("RGB", (4, 4), (number,) * 3).save(tmp_path / f"{number}.png")
+
+    class Part:
+        classes = list("abcdefg")
+        samples = [(str(tmp_path / f"{number}.png"), number % 7) for number in range(80)]
+        targets = [number % 7 for number in range(80)]
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return 80
+
+    monkeypatch.setattr(datasets, "EuroSAT", Part)
+    found = []
+    for split in ("train", "val"):
+        source = open_source(f"torchvision:EuroSAT:{tmp_path}", split)
+        numbers = [int(np.asarray(source.read(index))[0, 0, 0]) for index in range(len(source))]
+        assert [source.label(index) for index in range(len(source))] == [n % 7 for n in numbers]
+        assert [source.identity(index) for index in range(len(source))] == [
+            f"torchvision:EuroSAT/{number}" for number in numbers
+        ]
+        assert labels_of(source).tolist() == [number % 7 for number in numbers]
+        found.append(numbers)
+    assert len(found[1]) > 1 and sorted(found[0] + found[1]) == list(range(80))
 
 
 def test_the_paths_are_where_torchvision_keeps_them() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from beit.engine.distribution import World
 from beit.engine.fit import fit
 from beit.engine.optimiser import build_optimiser, parameter_groups, trainable
-from beit.engine.protocol import StepContext, StepOutput
+from beit.engine.protocol import Evaluation, StepContext, StepOutput
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep
 from beit.errors import UserError
@@ -154,6 +154,23 @@ def test_context_precision_and_mode() -> None:
     ]
     assert all(c.total_steps == 2 and c.seed == 5 for c, _, _ in task.seen)
     assert all(dtype == torch.bfloat16 and training for _, dtype, training in task.seen)
+
+
+def test_what_is_measured_is_the_averaged_task_in_evaluation_mode() -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(task: nn.Module, step: int) -> Evaluation:
+        assert not task.training and not torch.is_grad_enabled()
+        seen.append({name: value.detach().clone() for name, value in task.named_parameters()})
+        return Evaluation({})
+
+    task = ToyTask()
+    settings = replace(PLAIN, evaluate_every=6)
+    result = fit(task, toy_batches(settings), settings, evaluate=evaluate)
+    assert result.average is not None and len(seen) == 1
+    for name, value in result.average.items():
+        assert torch.equal(seen[0][name], value)
+        assert not torch.equal(task.get_parameter(name), value), "the run goes on with its own"
 
 
 def test_no_update_reaches_the_frozen() -> None:
