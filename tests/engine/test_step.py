@@ -13,7 +13,7 @@ from beit.engine.protocol import Evaluation, StepContext, StepOutput
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep
 from beit.errors import UserError
-from engine.engine_toy import SETTINGS, ToyTask, hooked, toy_batches
+from engine.engine_toy import SETTINGS, ToyBatch, ToyTask, hooked, toy_batches
 
 PLAIN = replace(SETTINGS, total_steps=6, evaluate_every=0)
 
@@ -96,9 +96,9 @@ class Drawing(ToyTask):
         super().__init__()
         self.drawn: list[float] = []
 
-    def forward(self, batch: object, context: StepContext) -> StepOutput:
+    def forward(self, batch: ToyBatch, context: StepContext) -> StepOutput:
         self.drawn.append(float(torch.rand(())))
-        return super().forward(batch, context)  # type: ignore[arg-type]
+        return super().forward(batch, context)
 
 
 def test_no_two_forward_passes_have_the_same_chance() -> None:
@@ -135,10 +135,10 @@ class Watching(ToyTask):
         super().__init__()
         self.seen: list[tuple[StepContext, torch.dtype, bool]] = []
 
-    def forward(self, batch: object, context: StepContext) -> StepOutput:
+    def forward(self, batch: ToyBatch, context: StepContext) -> StepOutput:
         dtype = self.net(torch.zeros(1, 4)).dtype
         self.seen.append((context, dtype, self.training))
-        return super().forward(batch, context)  # type: ignore[arg-type]
+        return super().forward(batch, context)
 
 
 def test_context_precision_and_mode() -> None:

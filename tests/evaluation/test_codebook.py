@@ -74,8 +74,8 @@ def test_bound_of_an_unsure_posterior_is_over_drawn_codes(model: DiscreteVAE) ->
     images = image.expand(600, -1, -1, -1)
     report = codebook_report(unsure, torch.split(images, 100))
     with torch.no_grad():
-        logits = unsure.logits(image)[0].movedim(0, -1)
-        codes = torch.distributions.Categorical(logits=logits).sample((600,))  # type: ignore[no-untyped-call]
+        chances = unsure.logits(image)[0].flatten(1).softmax(0)  # (K, 2 x 3)
+        codes = torch.multinomial(chances.T, 600, replacement=True).T.reshape(600, 2, 3)
         density = picture_log_density(images, unsure.decode_codes(codes), unsure.log_variance)
         likeliest = unsure.decode_codes(unsure.codes(image))
         other = picture_log_density(image, likeliest, unsure.log_variance).item()

@@ -110,6 +110,20 @@ def test_resuming_is_bitwise_and_from_the_same_start(given: Path, tmp_path: Path
         assert sha256_of(whole / name) == sha256_of(broken / name)
 
 
+def test_a_run_stopped_in_its_tokenizer_remembers_its_start(
+    given: Path, other: Path, tmp_path: Path
+) -> None:
+    classifier, out = tmp_path / "classifier", tmp_path / "run"  # has no tokenizer beside it
+    assert beit(*classifying(classifier, coloured(tmp_path / "coloured"), given)).status == 0
+    fields = {"optim__batch": 8, "tokenizer__optim__batch": 8}
+    words = [*pretraining(out, other, **fields), "--init", str(classifier)]
+    assert stopped(words, "TokenizeTask", 2).status == 143
+    outcome = beit(*pretraining(out, other, **fields), "--resume")
+    assert outcome.status == 2 and f"began from {classifier}" in outcome.complaint
+    outcome = beit(*words, "--resume")
+    assert outcome.status == 0, outcome.err
+
+
 def test_a_run_that_began_from_nothing_stays_so(given: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert stopped(pretraining(out), "PretrainTask", 2).status == 143

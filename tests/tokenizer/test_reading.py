@@ -73,13 +73,13 @@ def test_half_precision_changes_few_codes_and_no_weights(
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_the_choice_of_the_code_is_made_in_float32(
-    config: DiscreteVAEConfig, precision: Precision
+    config: DiscreteVAEConfig, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the convolutions exact, so would be every code: close logits do not become equal."""
     tokens, views = reader(config, precision), images(config, 60)
     hidden = tokens.model.hidden(views)
     expected = tokens.model.logits_of(hidden).argmax(1)
-    tokens._hidden = lambda images: hidden  # type: ignore[method-assign]
+    monkeypatch.setattr(tokens, "_hidden", lambda images: hidden)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tokens.codes(views), expected)
 

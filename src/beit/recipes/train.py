@@ -145,6 +145,10 @@ def pretrain(
             sources = open_parts(request.data, rescan=True)
             refuse_other_bank(recipe, codes, given, sources[0], world)
         with open_stage(recipe, request, world, device, sources) as stage:
+            if start is not None and world.main:
+                start.keep(
+                    stage.run.path
+                )  # before the tokenizer's training, that may be broken off
             vae = _tokenizer_of(stage, given)
             task = pretrain_task(recipe, vae)
             if start is not None:
