@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from beit.engine.distribution import RankError, launch, process_group, restarted
+from beit.engine.failure import Diverged
 from beit.errors import Interrupted, UserError
 from engine.engine_toy import SETTINGS, run_toy
 
@@ -27,6 +28,8 @@ def act(mode: str, done: int) -> None:
     rank = int(os.environ["RANK"])
     if mode == "die" and done == 6 and rank == 1 and not restarted():
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "diverge" and done == 6:
+        raise Diverged("the loss is not a number")
     if mode == "bug" and done == 6 and rank == 0:
         raise KeyError("a bug")
     if mode == "alone" and done == 6 and rank == 1:
@@ -41,7 +44,7 @@ def act(mode: str, done: int) -> None:
 def parent(mode: str, folder: str) -> int:
     os.environ["TOY_PARENT"] = str(os.getpid())
     try:
-        launch(2, [sys.executable, *sys.argv], restarts=1 if "--restart" in sys.argv else 0)
+        launch(2, [sys.executable, *sys.argv], restarts=2 if "--restart" in sys.argv else 0)
     except UserError as error:
         print(f"user: {error}", file=sys.stderr)
         return 2

@@ -196,8 +196,17 @@ def test_a_dead_rank_is_named_and_a_restart_recovers(tmp_path: Path) -> None:
     assert seconds < 60
     assert "Traceback" not in told
     code, told, _ = command("die", tmp_path / "again", "--restart")
+    assert told.count("was killed by SIGKILL; all ranks are started again (1 of 2)") == 1
     assert code == 0 and command("plain", tmp_path / "whole")[0] == 0
     assert hash_of(tmp_path / "again") == hash_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "starts"), [("alone", 1), ("diverge", 1), ("bug", 3)])
+def test_only_what_may_pass_is_started_again(tmp_path: Path, mode: str, starts: int) -> None:
+    code, told, _ = command(mode, tmp_path, "--restart")
+    assert code == (2 if mode == "alone" else 1)
+    assert told.count("started again") == starts - 1
 
 
 @pytest.mark.slow

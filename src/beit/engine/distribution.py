@@ -161,7 +161,7 @@ def process_group(device: str = "cpu") -> Iterator[World]:
         clear_frames(error.__traceback__)
         name = f"rank {_current.rank} of {_current.size}"
         failure = RankError(f"{name} failed: {type(error).__name__}: {error}")
-        if tell_launcher(str(failure), 1) and _is_left_alone(error):
+        if tell_launcher(str(failure), 1, lasting=False) and _is_left_alone(error):
             raise SystemExit(LEFT_ALONE) from None  # the rank that is gone has the story
         raise failure from error
     finally:

@@ -3,12 +3,16 @@
 Ranks leave the reason of a failure in the file that torch's launcher names for them, and print
 nothing; the launching process tells it once. Stopped with Ctrl-C or SIGTERM it passes the signal on
 and waits for the ranks to save.
+
+Departure: torch's launcher would start ranks again after any failure. We start them again
+ourselves, and only where that can help: not after a user's mistake or a training that diverged.
 """
 
 import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 LEFT_ALONE = 75  # exit status of a rank that failed because another one was gone
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_AGAIN = "started-again"  # in the launcher's folder once ranks have been started again
+_WAY_OUT = "; the run can go on with --resume"
 _GRACE = 30  # seconds between one rank's failure and the end of those that do not leave
 
 
@@ -51,22 +57,38 @@ def launch(processes: int, argv: Sequence[str], device: str = "cpu", *, restarts
         RankError: A rank failed or died; the message names it.
     """
     _require_devices(processes, device)
+    for left in range(restarts, -1, -1):
+        with tempfile.TemporaryDirectory(prefix="beit-launch-") as name:
+            folder = Path(name)
+            if left < restarts:
+                (folder / _AGAIN).touch()
+            failure, lasting = _run(processes, argv, folder)
+        if failure is None:
+            return
+        if lasting or not left:
+            raise failure
+        reason = str(failure).removesuffix(_WAY_OUT)
+        told = f"beit: {reason}; all ranks are started again ({restarts - left + 1} of {restarts})"
+        print(told, file=sys.stderr, flush=True)
+
+
+def _run(processes: int, argv: Sequence[str], folder: Path) -> tuple[Exception | None, bool]:
+    """Run the ranks once: what failed, and whether the same would happen again."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="beit-launch-") as name, _environment(processes, name):
-        folder = Path(name)
-        start = elastic_launch(_config(processes, restarts, folder), argv[0])
+    with _environment(processes, str(folder)):
+        start = elastic_launch(_config(processes, folder), argv[0])
         try:
             with _signals_passed_on(folder, processes):
                 start(*argv[1:])
         except ChildFailedError as error:
-            raise _explained(list(error.failures.values()), processes) from None
+            return _explained(list(error.failures.values()), processes)
         except SignalException as stop:
             name = stop.sigval.name
-            raise StoppedBySignal(f"stopped by {name} before it began", stop.sigval) from None
-        _require_not_stopped(folder)
+            return StoppedBySignal(f"stopped by {name} before it began", stop.sigval), True
+    return _stopped(folder), True
 
 
 @contextmanager
@@ -101,12 +123,13 @@ def _signals_passed_on(folder: Path, processes: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def tell_launcher(message: str, status: int) -> bool:
+def tell_launcher(message: str, status: int, *, lasting: bool = True) -> bool:
     """Leave the reason of a failure to the launcher, which tells it once for all ranks.
 
     Args:
         message: One sentence.
         status: The exit status that goes with it.
+        lasting: Whether the same would happen to ranks that are started again.
 
     Returns:
         False when it was not `launch` that started us: then it is for the caller to tell.
@@ -114,7 +137,8 @@ def tell_launcher(message: str, status: int) -> bool:
     target = os.environ.get(_ERROR_FILE)
     if LAUNCHED not in os.environ or not target:
         return False
-    extra = {"py_callstack": "", "timestamp": str(int(time.time())), "status": status}
+    seconds = str(int(time.time()))
+    extra = {"py_callstack": "", "timestamp": seconds, "status": status, "lasting": lasting}
     body = {"message": {"message": message, "extraInfo": extra}}
     atomic_write_text(Path(target), json.dumps(body))
     return True
@@ -127,8 +151,9 @@ def register_rank(local_rank: int) -> None:
 
 
 def restarted() -> bool:
-    """Whether the launcher started this process again after a failure: then it is to resume."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether a launcher started this process again after a failure: then it is to resume."""
+    ours = LAUNCHED in os.environ and Path(os.environ[LAUNCHED], _AGAIN).exists()
+    return ours or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _require_devices(processes: int, device: str) -> None:
@@ -142,7 +167,7 @@ def _require_devices(processes: int, device: str) -> None:
             raise UserError(f"{processes} GPUs were asked for and this machine has {there}")
 
 
-def _config(processes: int, restarts: int, folder: Path) -> "LaunchConfig":
+def _config(processes: int, folder: Path) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -154,7 +179,7 @@ def _config(processes: int, restarts: int, folder: Path) -> "LaunchConfig":
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
-        max_restarts=restarts,
+        max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
         signals_to_handle="",  # see `_signals_passed_on`
@@ -168,8 +193,6 @@ def _environment(processes: int, folder: str) -> Iterator[None]:
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     wanted = {
         LAUNCHED: folder,
-        # With the shared store, restarting in place recovered 2 of 9 runs on gloo; without, all.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Torch's C++ side reports a missing rank on its own, before we can tell which it was.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
@@ -188,14 +211,17 @@ def _environment(processes: int, folder: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
+def _explained(failures: "list[ProcessFailure]", processes: int) -> tuple[Exception, bool]:
     """The error of the rank that failed first: a killed one, then a user's mistake, then others.
 
     When a rank dies the others soon fail too, for want of it, so the order says who began.
+
+    Returns:
+        The error, and whether the same would happen to ranks that are started again.
     """
 
     def order(failure: "ProcessFailure") -> tuple[int, int]:
-        _, status = _told(failure.error_file_data)
+        status = _told(failure.error_file_data).get("status")
         killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and status is None
         if killed or status == 2:
             return (0 if killed else 1, failure.timestamp)
@@ -203,31 +229,31 @@ def _explained(failures: "list[ProcessFailure]", processes: int) -> Exception:
         return (place, failure.timestamp)
 
     first = min(failures, key=order)
-    text, status = _told(first.error_file_data)
-    if status == 2:
-        return UserError(text)
-    if status is not None:
-        return RankError(text)
+    told = _told(first.error_file_data)
+    if told:
+        kind = UserError if told["status"] == 2 else RankError
+        return kind(told["message"]), bool(told["lasting"])
     where = f"rank {first.local_rank} of {processes} (process {first.pid})"
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
-        return RankError(f"{where} was killed by {name}; the run can go on with --resume")
+        return RankError(f"{where} was killed by {name}{_WAY_OUT}"), False
     if first.exitcode == 2:  # before it had joined the others; it has told the user itself
-        return UserError(f"{where} refused what was asked for, with the reason above")
-    return RankError(f"{where} failed with exit status {first.exitcode}")
+        return UserError(f"{where} refused what was asked for, with the reason above"), True
+    return RankError(f"{where} failed with exit status {first.exitcode}"), False
 
 
-def _told(data: "dict[str, Any]") -> tuple[str, int | None]:
-    """What a rank said with `tell_launcher`, and its status; None when it said nothing."""
+def _told(data: "dict[str, Any]") -> "dict[str, Any]":
+    """What a rank said with `tell_launcher`: message, status, lasting; empty when nothing."""
     inner = data.get("message")
     if not isinstance(inner, dict) or "status" not in inner.get("extraInfo", {}):
-        return "", None
-    return str(inner["message"]), int(inner["extraInfo"]["status"])
+        return {}
+    return {"message": str(inner["message"]), **inner["extraInfo"]}
 
 
-def _require_not_stopped(folder: Path) -> None:
-    """Raise what the ranks said when a signal had stopped them; they leave with status 0 then."""
+def _stopped(folder: Path) -> Exception | None:
+    """What the ranks said when a signal had stopped them; they leave with status 0 then."""
     for path in sorted(folder.glob("logs/**/error.json"), reverse=True):
-        text, status = _told(json.loads(path.read_text(encoding="utf-8")))
-        if status is not None and status > 128:
-            raise StoppedBySignal(text, status - 128)
+        told = _told(json.loads(path.read_text(encoding="utf-8")))
+        if told and told["status"] > 128:
+            return StoppedBySignal(told["message"], told["status"] - 128)
+    return None
