@@ -19,11 +19,11 @@ CUDA = torch.device("cuda", 0)
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
-class Copies(TorchDispatchMode):
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the copies to the device that the host waits for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.waited: list[str] = []
 
     def __torch_dispatch__(
@@ -53,7 +53,8 @@ def carry(*modules: nn.Module) -> None:
     """What `Module.to` cannot do here: new parameters and buffers on the device, ties kept."""
     moved: dict[int, Tensor] = {}
     for module in (part for whole in modules for part in whole.modules()):
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is None:
                     continue

@@ -28,15 +28,19 @@ def test_a_rank_is_registered_whole_or_not_at_all(
     assert (tmp_path / "3.pid").read_text() == str(os.getpid())
 
 
-def explained(*statuses: int) -> Exception:
-    """What the launcher makes of ranks that left with these statuses and told it nothing."""
+def explained(*statuses: int) -> tuple[Exception, bool]:
+    """What the launcher makes of ranks that left with these statuses and told it nothing.
+
+    The error, and whether starting them again would end the same way.
+    """
     failures = [ProcessFailure(n, 100 + n, status, "") for n, status in enumerate(statuses)]
     return launcher._explained(failures, len(failures))
 
 
 def test_a_rank_that_told_the_user_itself_is_the_users_mistake() -> None:
     for statuses in ((2, 2), (1, 2), (LEFT_ALONE, 2)):
-        error = explained(*statuses)
-        assert isinstance(error, UserError) and "the reason above" in str(error)
+        error, lasting = explained(*statuses)
+        assert isinstance(error, UserError) and "the reason above" in str(error) and lasting
     for statuses in ((1, LEFT_ALONE), (2, -9)):
-        assert isinstance(explained(*statuses), RankError)
+        error, lasting = explained(*statuses)
+        assert isinstance(error, RankError) and not lasting

@@ -17,9 +17,10 @@ from beit.engine.ema import WeightAverage
 from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep
-from beit.nn.classifier import Classifier, ClassifierHead
+from beit.nn.classifier import Classifier
 from beit.nn.decoder_config import decoder_config
 from beit.nn.encoder import Encoder
+from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import build_segmenter
 from beit.recipes.build import (
     encoder_config_of,
