@@ -16,20 +16,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda", 0)
+_QUESTIONS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default}
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
-class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the copies to the device that the host waits for."""
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the copies to the device that the host waits for; may answer 1 or False to what is asked."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waited: list[str] = []
+        self.answers = 0  # how often a number was asked for, where that is allowed
+        self.may_ask = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.may_ask and func in _QUESTIONS:
+            self.answers += 1
+            return {torch.bool: False}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
+        if (
+            func is torch.ops.aten.exponential_.default
+        ):  # torch imagines it without a generator only
+            return args[0]
         found = func(*args, **kwargs)
         if func in _COPIES and found.device.type == "cuda":
             given = args[1] if func is torch.ops.aten.copy_.default else args[0]
@@ -40,13 +50,13 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def imagined_cuda(patch: pytest.MonkeyPatch) -> Iterator[Copies]:
+def imagined_cuda(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """Torch as on a machine with one GPU, for modules that `carry` has brought there."""
     patch.setattr(Tensor, "pin_memory", lambda self: self)
     patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    with FakeTensorMode(allow_non_fake_inputs=True), Copies() as copies:
-        yield copies
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        yield watch
 
 
 def carry(*modules: nn.Module) -> None:

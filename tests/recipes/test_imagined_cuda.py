@@ -17,6 +17,10 @@ from beit.engine.ema import WeightAverage
 from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep
+from beit.evaluation.classification import ClassificationScore
+from beit.evaluation.codebook import codebook_report
+from beit.evaluation.dense_inference import DenseSettings, dense_classes
+from beit.evaluation.neighbours import mean_pooled_features
 from beit.nn.classifier import Classifier
 from beit.nn.decoder_config import decoder_config
 from beit.nn.encoder import Encoder
@@ -35,8 +39,11 @@ from beit.recipes.calibration import Shape, random_batch
 from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace as changed
+from beit.recipes.segment import logits_of
+from beit.recipes.train import masked_prediction
 from beit.tasks.classify import ClassifyTask
 from beit.tasks.mixing import MixSettings
+from beit.tasks.pretrain import PretrainTask
 from beit.tasks.segment import SegmentTask
 from beit.tokenizer.dvae import DiscreteVAE
 from engine.imagined_cuda import CUDA, carry, imagined_cuda, without_backward
@@ -115,7 +122,7 @@ CASES: dict[str, Callable[[], Case]] = {
 def test_a_step_never_asks_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task, others, batch, settings = CASES[name]()
     settings = replace(settings, global_batch=2 * PICTURES, accumulate=2)
-    with imagined_cuda(monkeypatch) as copies:
+    with imagined_cuda(monkeypatch) as watch:
         carry(task, *others)
         without_backward(monkeypatch, task.train())
         average = WeightAverage(trainable(task), 0.99)
@@ -123,7 +130,51 @@ def test_a_step_never_asks_the_device(name: str, monkeypatch: pytest.MonkeyPatch
         step = TrainingStep(task, optimiser, average, settings, World(), CUDA, prepare=prepare)
         assert step.deferred
         step(0, repeat(batch))
-        copies.waited.clear()  # constants are copied once
+        watch.waited.clear()  # constants are copied once
         values = step(1, repeat(batch)).values
         assert values.device == CUDA and values.dtype == torch.float32
-    assert not copies.waited
+    assert not watch.waited
+
+
+class HostGenerator(torch.Generator):
+    """Draws on the host whatever device it is made for."""
+
+    def __new__(cls, *_: object) -> "HostGenerator":
+        return super().__new__(cls)
+
+
+def on_the_device(batch: ImageBatch) -> ImageBatch:
+    return prepare(batch.to(CUDA))
+
+
+def test_evaluations_mix_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured on the device may be asked for; what is asked is answered with 1 or False."""
+    classifier, _, labelled, _ = classifying()
+    pretrained, (vae,), masked, _ = pretraining()
+    segmenter, _, _, _ = segmenting("upernet", "batch")
+    assert isinstance(classifier, ClassifyTask) and isinstance(pretrained, PretrainTask)
+    assert isinstance(segmenter, SegmentTask) and isinstance(vae, DiscreteVAE)
+    monkeypatch.setattr(torch, "Generator", HostGenerator)
+    with imagined_cuda(monkeypatch) as watch, torch.no_grad():
+        watch.may_ask = True
+        picture = torch.zeros(3, 40, 56, dtype=torch.uint8)
+        carry(*(module.eval() for module in (classifier, pretrained, segmenter, vae)))
+        batch = on_the_device(labelled)
+        assert batch.patch_view is not None and batch.label is not None
+        score = ClassificationScore(5)
+        score.update(classifier.model(batch.patch_view), batch.label)
+        assert not watch.answers
+        score.compute()
+        masked_prediction(pretrained.model, vae, iter([on_the_device(masked)]))
+        view = on_the_device(masked).token_view
+        assert view is not None
+        codebook_report(vae, iter([view]))
+        encoder = classifier.model.encoder
+        found = mean_pooled_features(encoder, [prepare(labelled)], CUDA, [0, -1])
+        assert found[-1].features.device == CPU
+        for settings in (
+            DenseSettings((32, 32), 32, scales=(1.0, 1.25), flip=True),
+            DenseSettings((32, 32), 32, mode="whole"),
+        ):
+            classes = dense_classes(logits_of(segmenter.model), picture, settings, CUDA)
+            assert classes.device == CUDA and classes.shape == picture.shape[1:]
