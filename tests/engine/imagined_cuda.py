@@ -21,7 +21,7 @@ _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the copies to the device that the host waits for; may answer 1 or False to what is asked."""
+    """Keeps the copies to the device that the host waits for; may answer questions: 1 or False."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -148,7 +148,7 @@ def on_the_device(batch: ImageBatch) -> ImageBatch:
 
 
 def test_evaluations_mix_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured on the device may be asked for; what is asked is answered with 1 or False."""
+    """They may ask the device for what they found; every question is answered with 1 or False."""
     classifier, _, labelled, _ = classifying()
     pretrained, (vae,), masked, _ = pretraining()
     segmenter, _, _, _ = segmenting("upernet", "batch")
