@@ -20,6 +20,7 @@ _QUESTIONS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.de
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
+# The waived types: torch does not type the mode's construction.
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the copies to the device that the host waits for; may answer questions: 1 or False."""
 
@@ -36,10 +37,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.may_ask and func in _QUESTIONS:
             self.answers += 1
             return {torch.bool: False}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
-        if (
-            func is torch.ops.aten.exponential_.default
-        ):  # torch imagines it without a generator only
-            return args[0]
+        if func is torch.ops.aten.exponential_.default:
+            return args[0]  # torch cannot imagine it with a generator
         found = func(*args, **kwargs)
         if func in _COPIES and found.device.type == "cuda":
             given = args[1] if func is torch.ops.aten.copy_.default else args[0]
