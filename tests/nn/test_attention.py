@@ -10,6 +10,7 @@ from beit.nn.attention import (
     attend,
     attention_probabilities,
     scaled_linear,
+    split_projected,
 )
 from oracles.oracle_attention import slow_attention
 
@@ -50,7 +51,7 @@ def test_module_mixes_values_by_the_probabilities_it_reports(half: bool) -> None
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         output = attention(tokens, bias)
         probabilities = attention.probabilities(tokens, bias)
-        _, _, value = attention._project(tokens)
+        _, _, value = split_projected(attention._project(tokens))
         mixed = probabilities.to(value.dtype) @ value
         expected = attention.output(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(output, expected)

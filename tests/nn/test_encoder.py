@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.errors import UserError
+from beit.nn.attention import split_projected
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.transformer import branch_scales, drop_path_rates
 
@@ -95,7 +96,8 @@ def test_attention_maps_are_those_of_the_forward_pass(config: EncoderConfig) -> 
     maps = encoder.attention_maps(images, layer=1)
     assert maps.shape == (2, 3, 7, 7)
     block = encoder.blocks[1]
-    _, _, value = block.attention._project(block.attention_norm(before))  # type: ignore[union-attr, operator]
+    projected = block.attention._project(block.attention_norm(before))  # type: ignore[union-attr, operator]
+    _, _, value = split_projected(projected)
     attended = block.attention.output((maps @ value).transpose(1, 2).flatten(2))  # type: ignore[union-attr, operator]
     factors = (block.attention_scale, block.mlp_scale)
     first, second = (1.0 if factor is None else factor for factor in factors)

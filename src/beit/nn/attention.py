@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from beit.nn.fused_attention import fused_attention, is_made_for
+
 
 def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax of the scaled scores, written out.
@@ -33,9 +35,9 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Mix the values by attention: (B, H, T, d); arguments as in `attention_probabilities`.
 
-    The one place where the kernel is chosen. torch's kernels for a CPU are slower than the products
-    written out where there is a bias, which they cannot learn, or where numbers are bfloat16.
-    Nowhere are the scores kept for the backward pass.
+    torch's kernels for a CPU are slower than the products written out where there is a bias, which
+    they cannot learn, or where numbers are bfloat16. Nowhere are the scores kept for the backward
+    pass.
     """
     if bias is not None:
         bias = bias.to(query.dtype)
@@ -47,6 +49,27 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     if bias is not None and query.device.type == "cuda":
         bias = _aligned(bias)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+def attend_projected(projected: Tensor, bias: Tensor | None) -> Tensor:
+    """Mix the values by attention, by the fastest kernel for the device and the shapes.
+
+    Args:
+        projected: (B, T, 3, H, d) queries, keys and values.
+        bias: (H, T, T) added to the scores, or None.
+
+    Returns:
+        (B, T, H, d).
+    """
+    if is_made_for(projected):
+        return fused_attention(projected, bias)
+    return attend(*split_projected(projected), bias).transpose(1, 2)
+
+
+def split_projected(projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of (B, T, 3, H, d): queries, keys and values, (B, H, T, d) each."""
+    query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
 
 
 class RecomputedAttention(torch.autograd.Function):
@@ -126,18 +149,17 @@ class Attention(nn.Module):
         Returns:
             (B, T, D).
         """
-        mixed: Tensor = attend(*self._project(tokens), bias)  # (B, H, T, d)
-        return scaled_linear(mixed.transpose(1, 2).flatten(2), self.output, scale)
+        mixed = attend_projected(self._project(tokens), bias)  # (B, T, H, d)
+        return scaled_linear(mixed.flatten(2), self.output, scale)
 
     def probabilities(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention maps of the same projection: (B, H, T, T)."""
-        query, key, _ = self._project(tokens)
+        query, key, _ = split_projected(self._project(tokens))
         return attention_probabilities(query, key, bias)
 
-    def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, 3, H, d) queries, keys and values."""
         key_bias = torch.zeros_like(self.query_bias)
         bias = torch.cat((self.query_bias, key_bias, self.value_bias))
         qkv = functional.linear(tokens, self.qkv.weight, bias)  # (B, T, 3 D)
-        split = qkv.reshape(*tokens.shape[:2], 3, self.heads, -1)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, d) each
-        return query, key, value
+        return qkv.view(*qkv.shape[:2], 3, self.heads, -1)

@@ -1,0 +1,56 @@
+"""Run by test_fused_attention.py with Triton's interpreter, which must be on before it is imported.
+
+Prints the largest errors of values and gradients against float64 and torch's autograd.
+"""
+
+import torch
+from torch import Tensor
+
+from beit.nn.attention import attention_probabilities, split_projected
+from beit.nn.fused_attention import _mix, fused_attention
+
+SHAPES = (  # pictures, tokens, heads, features a head, bias
+    (2, 197, 3, 64, True),
+    (2, 65, 2, 32, True),
+    (1, 17, 2, 16, False),
+    (1, 256, 1, 64, True),
+)
+
+
+def expected(projected: Tensor, bias: Tensor | None) -> Tensor:
+    query, key, value = split_projected(projected)
+    return (attention_probabilities(query, key, bias) @ value).transpose(1, 2)
+
+
+def errors(
+    pictures: int, tokens: int, heads: int, features: int, biased: bool, dtype: torch.dtype
+) -> list[float]:
+    drawn = torch.randn(pictures, tokens, 3, heads, features).to(dtype)
+    inputs = [drawn, *([torch.randn(heads, tokens, tokens)] if biased else [])]
+    given = [tensor.clone().requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    mixed = fused_attention(given[0], given[1] if biased else None)
+    oracle = expected(exact[0], exact[1] if biased else None)
+    received = torch.randn_like(mixed)
+    torch.autograd.backward(mixed, received)
+    torch.autograd.backward(oracle, received.double())
+    pairs = [(mixed, oracle), *((a.grad, b.grad) for a, b in zip(given, exact, strict=True))]
+    return [float((a - b).norm() / b.norm()) for a, b in pairs if a is not None and b is not None]
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        assert len(errors(*shape, torch.float32)) == 2 + shape[-1]
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
+            found = errors(*shape, dtype)
+            assert max(found) < tolerance, (shape, dtype, found)
+    projected = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
+    bias = torch.randn(2, 9, 16, requires_grad=True)
+    torch.library.opcheck(_mix, (projected, bias), atol=1e-4, rtol=1e-4)
+    torch.library.opcheck(_mix, (projected, None), atol=1e-4, rtol=1e-4)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()

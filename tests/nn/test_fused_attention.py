@@ -1,0 +1,104 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from beit.nn.attention import attend_projected, attention_probabilities, split_projected
+from beit.nn.encoder import Encoder, EncoderConfig
+from beit.nn.fused_attention import fused_attention, is_made_for
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this platform")
+def test_kernels_compute_attention_and_its_gradients() -> None:
+    """By Triton's interpreter, on any machine: values, gradients, fake tensors, AOT autograd."""
+    done = subprocess.run(
+        [sys.executable, HERE / "fused_on_cpu.py"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"
+
+
+def test_a_cpu_does_without() -> None:
+    projected = torch.randn(2, 5, 3, 2, 16).bfloat16()
+    assert not is_made_for(projected)
+    query, key, value = split_projected(projected)
+    expected = (attention_probabilities(query, key, None) @ value).transpose(1, 2)
+    torch.testing.assert_close(attend_projected(projected, None), expected)
+
+
+def _drawn(tokens: int, heads: int, features: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    projected = torch.randn(4, tokens, 3, heads, features, generator=generator).bfloat16()
+    bias = torch.randn(heads, tokens, tokens, generator=generator)
+    received = torch.randn(4, tokens, heads, features, generator=generator).bfloat16()
+    return projected.cuda(), bias.cuda(), received.cuda()
+
+
+def _gradients(projected: Tensor, bias: Tensor | None, received: Tensor) -> list[Tensor]:
+    given = [tensor.clone().requires_grad_() for tensor in (projected, bias) if tensor is not None]
+    mixed = fused_attention(given[0], given[1] if bias is not None else None)
+    torch.autograd.backward(mixed, received)
+    return [mixed.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "features"), [(197, 12, 64), (65, 3, 64), (17, 4, 16), (256, 2, 32)]
+)
+def test_a_gpu_computes_the_same(tokens: int, heads: int, features: int, biased: bool) -> None:
+    projected, drawn, received = _drawn(tokens, heads, features)
+    bias = drawn if biased else None
+    assert is_made_for(projected)
+    exact = [tensor.double().requires_grad_() for tensor in (projected, drawn)]
+    query, key, value = split_projected(exact[0])
+    scores = attention_probabilities(query, key, exact[1] if biased else None)
+    oracle = (scores @ value).transpose(1, 2)
+    torch.autograd.backward(oracle, received.double())
+    expected = [oracle, exact[0].grad, *([exact[1].grad] if biased else [])]
+    found = _gradients(projected, bias, received)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs is not None
+        assert float((ours - theirs).norm() / theirs.norm()) < 8e-3
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_bits_again() -> None:
+    given = _drawn(197, 6, 64)
+    for one, other in zip(_gradients(*given), _gradients(*given), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_a_compiled_encoder_has_the_same_gradients() -> None:
+    config = EncoderConfig(
+        image_size=(32, 32),
+        patch_size=(8, 8),
+        width=64,
+        depth=2,
+        heads=2,
+        relative_positions="shared",
+        absolute_positions=False,
+    )
+    torch.manual_seed(0)
+    encoder = Encoder(config).cuda()
+    images = torch.randn(3, 3, 32, 32, device="cuda")
+    found = []
+    for called in (encoder, torch.compile(encoder, fullgraph=True)):
+        encoder.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            tokens = called(images).tokens
+        torch.autograd.backward(tokens.square().mean())
+        gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
+        found.append(torch.cat([tokens.detach().flatten(), *gradients]).float())
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 2e-2
