@@ -193,6 +193,38 @@ def test_prepare_runs_without_gradients() -> None:
     assert modes == [(False, False)]
 
 
+# Importing torch's compiler warns of a part of torch that goes.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task and preparation are compiled, evaluations are not: their batches have other sizes."""
+    sizes: list[int] = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        sizes.extend(tensor.shape[0] for tensor in inputs if tensor.dim() == 2)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda called: compile_(called, backend=as_it_is))
+    results = []
+
+    def prepare(batch: ToyBatch) -> ToyBatch:
+        return replace(batch, x=2 * batch.x)
+
+    def evaluate(task: nn.Module, step: int) -> Evaluation:
+        assert isinstance(task, ToyTask)
+        return Evaluation({"score": float(task.net(torch.ones(3, 4)).sum())})
+
+    looking = replace(PLAIN, evaluate_every=3)
+    for settings in (looking, replace(looking, compile=True)):
+        task = ToyTask(chance=False)
+        batches = toy_batches(settings)
+        found = fit(task, batches, settings, prepare=prepare, evaluate=evaluate)
+        results.append((found.metrics, found.validation, task.state_dict()))
+        assert bool(sizes) == settings.compile
+    assert 3 not in sizes
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
 def test_learns() -> None:
     settings = replace(PLAIN, total_steps=300, learning_rate=3e-2, clip=None)
     task = ToyTask(chance=False)

@@ -10,12 +10,13 @@ from beit.engine.distribution import World
 from beit.engine.fit import _deterministic
 from beit.engine.settings import promise_repeatable_products
 from beit.recipes.build import (
+    choose_compilation,
     choose_precision,
     evaluation_workers,
     fit_settings,
     loader_settings,
 )
-from beit.recipes.models import DataRecipe
+from beit.recipes.models import DataRecipe, EngineRecipe, OptimRecipe
 from beit.recipes.named import tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe
 from beit.recipes.overrides import replace
@@ -97,3 +98,25 @@ def test_ranks_share_the_cores_of_their_own_host(
     recipe = tokenizer_recipe("small")
     assert recipe.data.workers is None
     assert loader_settings(recipe, world, torch.device("cuda")).workers == workers
+
+
+def test_a_step_is_compiled_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc" if name == "cc" else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert choose_compilation(None, gpu, 2000)
+    assert not choose_compilation(None, gpu, 1999)
+    assert not choose_compilation(None, cpu, 10**6)
+    assert choose_compilation(True, cpu, 1) and not choose_compilation(False, gpu, 10**6)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not choose_compilation(None, gpu, 2000)
+
+
+def test_evaluations_are_not_more_than_a_hundred_unless_asked_for() -> None:
+    optim = OptimRecipe(batch=10, base_batch=10, epochs=800)
+    settings = fit_settings(optim, EngineRecipe(), 50, torch.device("cpu"))  # 5 steps an epoch
+    assert (settings.total_steps, settings.evaluate_every) == (4000, 40)
+    settings = fit_settings(optim, EngineRecipe(evaluate_every=3), 50, torch.device("cpu"))
+    assert settings.evaluate_every == 3
+    settings = fit_settings(optim, EngineRecipe(), 400_000, torch.device("cpu"))
+    assert settings.evaluate_every == 320_000  # 8 epochs

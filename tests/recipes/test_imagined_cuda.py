@@ -121,7 +121,7 @@ CASES: dict[str, Callable[[], Case]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_never_asks_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task, others, batch, settings = CASES[name]()
-    settings = replace(settings, global_batch=2 * PICTURES, accumulate=2)
+    settings = replace(settings, global_batch=2 * PICTURES, accumulate=2, compile=False)
     with imagined_cuda(monkeypatch) as watch:
         carry(task, *others)
         without_backward(monkeypatch, task.train())

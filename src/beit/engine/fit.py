@@ -230,6 +230,9 @@ class _Run:
                 stack.enter_context(torch.no_grad())
                 if self.average is not None:
                     stack.enter_context(self.average.swapped_in())
+                if self.settings.compile:
+                    # Its last batch is smaller: compiling for that takes longer than it saves.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
                 if self.world.size == 1:  # several ranks can only stop together, after it
                     stack.enter_context(self.stop.breakable())
                 return evaluate(self.task, self.step)

@@ -5,6 +5,7 @@ however it is cut into micro-batches and ranks: each micro-batch adds the gradie
 and the sum is divided by the total weight of the step, on the device, together with clipping.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ class TrainingStep:
         self._settings = settings
         self._world = world
         self._device = device
-        self._prepare = prepare
+        compiled = settings.compile and prepare is not None
+        self._prepare = torch.compile(prepare) if compiled else prepare
         self._micro = settings.micro_batch(world.size)
         self._parameters = list(trainable(task).values())
         self._running = RunningStatistics(task, world)
@@ -166,6 +168,8 @@ def compile_parts(task: nn.Module) -> None:
     its own (a discrete VAE, a list) is never called, so that compiling it would do nothing; its
     parts are compiled instead.
     """
+    # Products in float32 are what was asked for where nothing is said about precision.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     for child in task.children():
         if type(child).forward is nn.Module.forward:
             compile_parts(child)

@@ -106,7 +106,10 @@ class EngineRecipe(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast; auto is bfloat16 where the hardware has it"
     )
-    compile: bool = Field(False, description="torch.compile the step")
+    compile: bool | None = Field(
+        None,
+        description="torch.compile the step; null: on a GPU, where the run has 2,000 steps or more",
+    )
     deterministic: bool = Field(
         False, description="the same bits on every run of a GPU, too, at some cost"
     )
@@ -114,7 +117,9 @@ class EngineRecipe(Frozen):
     save_every: int = Field(500, gt=0, description="steps between two checkpoints")
     keep: int = Field(2, ge=2, description="checkpoints that stay")
     evaluate_every: int | None = Field(
-        None, gt=0, description="steps between two evaluations; null is once an epoch"
+        None,
+        gt=0,
+        description="steps between two evaluations; null: once an epoch, 100 times at most",
     )
 
 

@@ -1,5 +1,6 @@
 """How long a step, and a picture in it, takes: timed here, or counted for a named machine."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -157,7 +158,8 @@ class _Bench:
         self.recipe, self.device, self.classes = recipe, device, classes
         self.micro = recipe.optim.batch // (ranks * recipe.optim.accumulate)
         self.least = 2  # pictures: classifiers mix pairs, and a tokenizer never reads one alone
-        self.settings: FitSettings = fit_settings(recipe.optim, recipe.engine, 1, device)
+        settings = fit_settings(recipe.optim, recipe.engine, 1, device)
+        self.settings: FitSettings = uncompiled(settings)
         views = view_settings(recipe.views, patch_view=recipe.encoder.image_size)
         self.views: ViewSettings = views
         self.vae: DiscreteVAE | None = None
@@ -169,12 +171,14 @@ class _Bench:
         """A step without tokens; a picture of an evaluation; and how that was found."""
         depth = encoder_config_of(self.recipe.encoder).depth
         few = min(self.micro, 4)
+        said = "timed without compiling: --engine.compile makes a step shorter"
+        faster = (said,) if self.device.type == "cuda" else ()
         seconds = 6 * few * encoder_work(self.recipe, self.classes).training / (_GUESS * rate)
         if seconds < budget or depth <= SHALLOW[1]:
             task = self._task(self.recipe)
             found = cost(self._make(task), self.micro, 0.8 * budget, self.device, least=self.least)
             each = self._evaluation(task, min(EVALUATION_BATCH, max(2, found.pictures)))
-            return found.cost, each, (f"timed at {found.pictures} pictures a micro-batch",)
+            return found.cost, each, (f"timed at {found.pictures} pictures a micro-batch", *faster)
         shallow = []
         for blocks in SHALLOW:
             task = self._task(replace(self.recipe, {"encoder.depth": blocks}))
@@ -186,7 +190,7 @@ class _Bench:
             f"timed with {SHALLOW[0]} and {SHALLOW[1]} of {depth} blocks, at "
             f"{shallow[1].pictures} pictures a micro-batch, and continued in proportion to FLOP"
         )
-        return step, step.each / 3, (note,)
+        return step, step.each / 3, (note, *faster)
 
     def tokens(self, budget: float) -> Cost:
         """Codes from the frozen tokenizer, its view's augmentation included."""
@@ -240,6 +244,11 @@ class _Bench:
         return _twice(lambda: masked_prediction(*look, iter([batch])), self.device) / pictures
 
 
+def uncompiled(settings: FitSettings) -> FitSettings:
+    """For timing: each size of batch would be compiled anew, longer than all the rest."""
+    return dataclasses.replace(settings, compile=False)
+
+
 def _small(recipe: PretrainRecipe) -> PretrainRecipe:
     """A model that costs nothing to build, with the same target."""
     return replace(recipe, {"encoder.width": 8, "encoder.heads": 1, "encoder.depth": 1})
@@ -251,7 +260,7 @@ def _tokenizer_pace(
     """A training step of the tokenizer, and a picture of its evaluation."""
     task = tokenize_task(recipe)
     shape = Shape(view_settings(recipe.views, token_view=task.model.image_size))
-    settings = fit_settings(recipe.optim, recipe.engine, 1, device)
+    settings = uncompiled(fit_settings(recipe.optim, recipe.engine, 1, device))
     micro = recipe.optim.batch // (ranks * recipe.optim.accumulate)
     make = steps_of(task, shape, settings, device)
     found = cost(make, micro, 0.8 * budget, device)

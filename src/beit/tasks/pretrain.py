@@ -26,9 +26,34 @@ class Target(Protocol):
         """The targets at the places that the masks list: (B, M, ...)."""
         ...
 
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
-        """Score the predictions at the listed places."""
+    @property
+    def scoring(self) -> nn.Module:
+        """How predictions are scored: (prediction, target, weight) to StepOutput; no state."""
         ...
+
+
+class TokenScoring(nn.Module):
+    """Cross-entropy in nats a place; `code_perplexity` is that of the batch's targets.
+
+    A module, as `PixelScoring` is, so that the engine can have it compiled.
+    """
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
+        """Score (B, M, K) logits by (B, M) codes with (B, M) weights."""
+        loss, accuracy, total = masked_token_loss(prediction, target, weight)
+        counts = torch.zeros(prediction.shape[-1], device=target.device)
+        counts = counts.scatter_add(0, target.flatten(), weight.flatten())
+        perplexity = code_perplexity(counts)
+        return StepOutput(loss, total, {"accuracy": accuracy, "code_perplexity": perplexity})
+
+
+class PixelScoring(nn.Module):
+    """Mean squared error a pixel."""
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
+        """Score (B, M, P) pixels by those that are there, with (B, M) weights."""
+        loss, total = masked_pixel_loss(prediction, target, weight)
+        return StepOutput(loss, total, {})
 
 
 class VisualTokens:
@@ -42,6 +67,7 @@ class VisualTokens:
     def __init__(self, tokenizer: Tokenizer | TokenReader, *, listed_only: bool = False) -> None:
         self.tokenizer = tokenizer
         self.listed_only = listed_only
+        self.scoring = TokenScoring()
 
     def of(self, batch: ImageBatch) -> Tensor:
         """(B, N) int64 codes: those that the batch brings, or of its token view."""
@@ -58,20 +84,13 @@ class VisualTokens:
         assert batch.token_view is not None and isinstance(self.tokenizer, TokenReader)
         return self.tokenizer.codes_at(batch.token_view, batch.masks.index)
 
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
-        """Cross-entropy in nats a place; `code_perplexity` is that of the batch's targets."""
-        loss, accuracy, total = masked_token_loss(prediction, target, weight)
-        counts = torch.zeros(prediction.shape[-1], device=target.device)
-        counts.scatter_add_(0, target.flatten(), weight.flatten())
-        perplexity = code_perplexity(counts)
-        return StepOutput(loss, total, {"accuracy": accuracy, "code_perplexity": perplexity})
-
 
 class Pixels:
     """The ablation without visual tokens: raw normalised pixels (paper, table 4)."""
 
     def __init__(self, patch_size: tuple[int, int]) -> None:
         self.patch_size = patch_size
+        self.scoring = PixelScoring()
 
     def of(self, batch: ImageBatch) -> Tensor:
         """(B, N, P) normalised pixels."""
@@ -82,11 +101,6 @@ class Pixels:
         """(B, M, P) at the listed places."""
         assert batch.masks is not None
         return batch.masks.gather(self.of(batch))
-
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> StepOutput:
-        """Mean squared error a pixel, at the listed places."""
-        loss, total = masked_pixel_loss(prediction, target, weight)
-        return StepOutput(loss, total, {})
 
 
 class PretrainTask(nn.Module):
@@ -104,6 +118,7 @@ class PretrainTask(nn.Module):
         super().__init__()
         self.model = model
         self.target = target
+        self.scoring = target.scoring
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Predict the targets of masked patches and score them."""
@@ -111,7 +126,8 @@ class PretrainTask(nn.Module):
         target = self.target.listed(batch)  # (B, M, ...)
         draws = self._path_draws(batch.patch_view.device, context)
         prediction: Tensor = self.model(batch.patch_view, batch.masks, draws)
-        return self.target.loss(prediction, target, batch.masks.weight)
+        output: StepOutput = self.scoring(prediction, target, batch.masks.weight)
+        return output
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S] are not decayed; the mask embedding and bias tables are."""
