@@ -3,11 +3,17 @@
 Prints the largest errors of values and gradients against float64 and torch's autograd.
 """
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from beit.nn import fused_kernels
 from beit.nn.attention import attention_probabilities, split_projected
-from beit.nn.fused_attention import _mix, fused_attention
+from beit.nn.fused_attention import _mix, fused_attention, works_on
+
+CPU = torch.device("cpu")
 
 SHAPES = (  # pictures, tokens, heads, features a head, bias
     (2, 197, 3, 64, True),
@@ -49,6 +55,24 @@ def main() -> None:
     bias = torch.randn(2, 9, 16, requires_grad=True)
     torch.library.opcheck(_mix, (projected, bias), atol=1e-4, rtol=1e-4)
     torch.library.opcheck(_mix, (projected, None), atol=1e-4, rtol=1e-4)
+    assert works_on(CPU)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        backward = fused_kernels.backward
+
+        def wrong(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
+            of_projected, of_bias = backward(*arguments, **more)
+            return of_projected, 1.1 * of_bias
+
+        def impossible(*_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            raise RuntimeError("no compiler\nfor this card")
+
+        for fault in (wrong, impossible):
+            fused_kernels.backward = fault
+            assert not works_on(CPU)
+    sentences = [str(warning.message) for warning in told]
+    assert "results are 1.0e-01 apart" in sentences[0], sentences
+    assert "(RuntimeError: no compiler)" in sentences[1], sentences
     print("equal")
 
 

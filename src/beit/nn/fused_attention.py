@@ -8,23 +8,80 @@ differentiable, known to torch.compile, and give the same bits each time.
 # B images, T tokens, H heads, d features a head
 
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 MOST_TOKENS = 256  # one program of the backward kernel holds all queries of a head
 _FEATURES = (16, 32, 64)
+_TOLERANCE = 2e-2  # half-precision products give 1e-3; a wrong index gives 1
 _ROW = 16  # a row of the bias is padded to a multiple: aligned, it is read in larger pieces
 
 
+_usable: dict[str, bool] = {}  # by card; found out once
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _machine_has_it() -> bool:
-    """Whether Triton is installed and the card is a Hopper: others have too little fast memory."""
+def _card_is_good_for_it() -> bool:
+    """Whether Triton is there and the card a Hopper on which the kernels were seen to work.
+
+    Other cards have too little fast memory for a whole head's queries.
+    """
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability()[0] == 9
+    if torch.cuda.get_device_capability()[0] != 9:
+        return False
+    card = torch.cuda.get_device_name()
+    if card not in _usable:
+        _usable[card] = works_on(torch.device("cuda"))
+    return _usable[card]
+
+
+def works_on(device: torch.device) -> bool:
+    """Compare values and gradients with torch's on a little example; warn where they differ.
+
+    Compilers and drivers change under a program that is not changed: wrong attention would not
+    stop a run, it would spoil it.
+    """
+    # Also in the middle of torch.compile, whose tensors have no numbers.
+    with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            apart = _difference(device)
+        except Exception as error:  # whatever a compiler can raise
+            told = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        else:
+            if apart < _TOLERANCE:
+                return True
+            told = f"results are {apart:.1e} apart"
+    warnings.warn(f"fused attention does not work here ({told}); torch's is used", stacklevel=2)
+    return False
+
+
+def _difference(device: torch.device) -> float:
+    """The largest relative distance of values and gradients from torch's in float32."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.float16  # Triton's interpreter has no bfloat16
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(half).to(device)
+
+    given = (drawn(2, 150, 3, 2, 64), drawn(2, 150, 150))
+    received = drawn(2, 150, 2, 64)
+    ours = [tensor.clone().requires_grad_() for tensor in given]
+    theirs = [tensor.float().requires_grad_() for tensor in given]
+    query, key, value = theirs[0].permute(2, 0, 3, 1, 4).unbind(0)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=theirs[1])
+    pairs = [(fused_attention(ours[0], ours[1]), expected.transpose(1, 2))]
+    pairs += zip(
+        torch.autograd.grad(pairs[0][0], ours, received),
+        torch.autograd.grad(pairs[0][1], theirs, received.float()),
+        strict=True,
+    )
+    return max(float((one - other).detach().norm() / other.detach().norm()) for one, other in pairs)
 
 
 def is_made_for(projected: Tensor) -> bool:
@@ -35,7 +92,7 @@ def is_made_for(projected: Tensor) -> bool:
         and projected.shape[1] <= MOST_TOKENS
         and projected.shape[4] in _FEATURES
         and not torch.compiler.is_exporting()  # a graph that leaves cannot take kernels along
-        and _machine_has_it()
+        and _card_is_good_for_it()
     )
 
 
