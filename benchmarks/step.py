@@ -9,6 +9,7 @@ does not depend on what is in them. Stochastic depth is off, or nothing could be
 """
 
 import argparse
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,7 @@ from reference_model import ReferenceModel, ReferenceTokenizer, reference_step
 CLASSES = 1000
 MASKED = 75 / 196  # of the places, in the paper
 BANKED = "ours, banked"
+EAGER = "ours, banked, not compiled"
 AIMS = {  # of issue and limits: name of the comparison -> (on a CPU, on a GPU)
     "reference / ours, live tokens": (4.0, 2.2),
     "reference / ours, banked tokens": (6.0, 3.2),
@@ -73,6 +75,11 @@ class Setting(NamedTuple):
     precision: Precision
     pixels: int  # a side of the encoder's view
     eager: bool = False  # leave out what is compiled
+
+    @property
+    def compiles(self) -> bool:
+        """Whether our pre-training is compiled, as a long run is on a GPU."""
+        return self.device.type == "cuda" and not self.eager
 
     @property
     def where(self) -> str:
@@ -132,7 +139,8 @@ def live_steps(setting: Setting) -> dict[str, Any]:
 
 def given_steps(setting: Setting) -> dict[str, Any]:
     """Pre-training with tokens given: transformers, and ours from a bank."""
-    return masked_steps(setting, ("transformers", "transformers, compiled", BANKED))
+    ours = (BANKED, EAGER) if setting.compiles else (BANKED,)
+    return masked_steps(setting, ("transformers", "transformers, compiled", *ours))
 
 
 def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
@@ -158,6 +166,7 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
     hub = hub_masked(model, config).to(device)
     apart = masked_differences(model, config, reference, hub, ready, codes)
     banked = replace(batch, token_view=None, codes=codes)
+    eager = copy.deepcopy(model)
 
     def hub_step(called: Any) -> Call:
         loss = hub_loss(called, images, masked, codes.flatten(1)[masked])
@@ -170,6 +179,7 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
         "ours, live": own_step(model, VisualTokens(cheap, listed_only=True), batch, setting),
         "ours, live, exact": own_step(model, VisualTokens(exact), batch, setting),
         BANKED: own_step(model, VisualTokens(exact), banked, setting),
+        EAGER: own_step(eager, VisualTokens(exact), banked, setting._replace(eager=True)),
     }
     places = ready.masks.index.shape[1]
     work = count_work(config, places, vae.vocabulary).training
@@ -182,6 +192,7 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
         "transformers compiled / ours, tokens given": ("transformers, compiled", BANKED),
         "ours, exact live tokens / half": ("ours, live, exact", "ours, live"),
         "ours, live tokens / banked": ("ours, live", BANKED),
+        "ours, not compiled / compiled": (EAGER, BANKED),
     }
     return {
         **measured(
@@ -278,7 +289,7 @@ def measured(
 ) -> dict[str, Any]:
     """Time all sides in turns; times, rates, shares of the peak, memory and ratios."""
     if setting.eager:
-        sides = {name: side for name, side in sides.items() if "compiled" not in name}
+        sides = {name: side for name, side in sides.items() if ", compiled" not in name}
         pairs = {name: pair for name, pair in pairs.items() if set(pair) <= set(sides)}
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     peak = matrix_peak(setting.device, kinds[setting.precision])
@@ -319,25 +330,25 @@ def own_step(
     model: MaskedImageModel, target: VisualTokens, batch: ImageBatch, setting: Setting
 ) -> Call:
     """Our engine's step of pre-training on this batch."""
-    return _engine_step(PretrainTask(model, target), batch, setting)
+    task = PretrainTask(model, target)
+    return _engine_step(task, batch, setting, compiled=setting.compiles)
 
 
 def own_classifier_step(
     model: Classifier, batch: ImageBatch, setting: Setting, *, compiled: bool = False
 ) -> Call:
     """Our engine's step of classification on this batch."""
-    if compiled:
-        model.compile()
-    return _engine_step(ClassifyTask(model), batch, setting)
+    return _engine_step(ClassifyTask(model), batch, setting, compiled=compiled)
 
 
-def _engine_step(task: nn.Module, batch: ImageBatch, setting: Setting) -> Call:
+def _engine_step(task: nn.Module, batch: ImageBatch, setting: Setting, *, compiled: bool) -> Call:
     settings = FitSettings(
         total_steps=10**6,
         global_batch=setting.batch,
         learning_rate=1e-5,
         clip=3.0,
         precision=setting.precision,
+        compile=compiled,
     )
     return step_on(task, settings, setting.device)(batch)
 
