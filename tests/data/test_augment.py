@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional
 from beit.batch import ColourDraws, ImageBatch
 from beit.data.augment import MEAN, STD, augment, normalise, prepare
 from beit.data.draws import Key, colour_draws
+from cuda_sync import never_asked
 
 OPERATIONS = (
     functional.adjust_brightness,
@@ -100,6 +101,20 @@ def test_preparing_twice_is_noticed() -> None:
         prepare(ready)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_it_is_one_graph_for_torch_compile(backend: str) -> None:
+    """Silently so: a warning fails a test."""
+    pixels = torch.randint(0, 256, (5, 3, 8, 6), dtype=torch.uint8)
+    target = torch.randint(0, 250, (5, 8, 6), dtype=torch.uint8)
+    where = torch.arange(5)
+    batch = ImageBatch(where, where, pixels, pixels, colour=_draws(5), target=target)
+    torch.compiler.reset()
+    found = torch.compile(prepare, fullgraph=True, backend=backend)(batch)
+    expected = prepare(batch)
+    for name in ("patch_view", "token_view", "target"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 @pytest.mark.gpu
 def test_the_device_is_never_asked() -> None:
     device = torch.device("cuda")
@@ -107,11 +122,8 @@ def test_the_device_is_never_asked() -> None:
     batch = ImageBatch(torch.arange(8), torch.arange(8), pixels, pixels, colour=_draws(8))
     moved = batch.to(device)
     first = prepare(moved)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_asked():
         again = prepare(replace(moved))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     host = prepare(batch)
     assert first.patch_view is not None and host.patch_view is not None
     assert again.patch_view is not None

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import (
 from beit.errors import UserError
 from beit.evaluation import classification
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
+from cuda_sync import never_asked
 
 CLASSES, PICTURES = 7, 203
 
@@ -141,11 +142,8 @@ def test_ranks_change_nothing(tmp_path: Path, ranks: int) -> None:
 @pytest.mark.gpu
 def test_the_device_is_asked_at_the_end_alone() -> None:
     logits, labels = (tensor.cuda() for tensor in _answers())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_asked():
         score = _score(logits, labels, 32)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     found, expected = score.compute(), _score(*_answers(), 32).compute()
     assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
     assert torch.equal(confusion_of(found), confusion_of(expected))

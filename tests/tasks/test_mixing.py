@@ -12,6 +12,7 @@ from torch import Tensor
 from beit.engine.protocol import StepContext
 from beit.errors import UserError
 from beit.tasks.mixing import Mix, MixSettings, draw_mix, mixed, smoothed
+from cuda_sync import never_asked
 
 _TIMM: Any = timm_mixup
 CLASSES, SIZE = 5, (12, 16)
@@ -158,9 +159,6 @@ def test_impossible_settings_are_refused() -> None:
 @pytest.mark.gpu
 def test_the_device_is_never_asked() -> None:
     images, labels = (tensor.cuda() for tensor in _batch())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_asked():
         for step in range(6):
             mixed(images, labels, CLASSES, _context(step), BOTH)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

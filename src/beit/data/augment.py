@@ -5,7 +5,6 @@ sample's own operation by `torch.where`.
 """
 
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,8 +46,10 @@ def augment(images: Tensor, draws: ColourDraws | None) -> Tensor:
     if draws is None:
         return images
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)
+    luma = _per_colour(_GREY, images.device)
     for operation in draws.order.unbind(1):  # (B,) each
-        images = _jitter_round(images, operation, factors.gather(1, operation[:, None])[:, 0])
+        factor = factors.gather(1, operation[:, None])[:, 0]
+        images = _jitter_round(images, operation, factor, luma)
     return _flipped(images, draws.flip)
 
 
@@ -57,9 +58,9 @@ def _flipped(images: Tensor, flip: Tensor) -> Tensor:
     return torch.where(flip.view(-1, *(1,) * (images.dim() - 1)), images.flip(-1), images)
 
 
-def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor, luma: Tensor) -> Tensor:
     """One operation a sample: blend with black, with the mean grey, or with the grey picture."""
-    grey = (images * _per_colour(_GREY, images.device)).sum(1, keepdim=True)  # (B, 1, H, W)
+    grey = (images * luma).sum(1, keepdim=True)  # (B, 1, H, W)
     mean = grey.mean((2, 3), keepdim=True)
     operation, factor = operation[:, None, None, None], factor[:, None, None, None]
     away_from = torch.where(operation == 2, grey, torch.where(operation == 1, mean, 0.0))
@@ -71,7 +72,12 @@ def _unit(images: Tensor) -> Tensor:
     return images.contiguous().float() / 255  # the host stacks views in (B, H, W, 3) memory
 
 
-@lru_cache(maxsize=32)
 def _per_colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A constant on the device, copied there once: a copy a step would make the device wait."""
-    return torch.tensor(values, device=device)[:, None, None]
+    """A constant on the device, (3, 1, 1), filled there: a copy would make the host wait for it.
+
+    Made anew each time: torch.compile neither traces a cache nor needs one.
+    """
+    constant = torch.empty(3, 1, 1, device=device)
+    for place, value in zip(constant, values, strict=True):
+        place.fill_(value)
+    return constant

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from beit.tokenizer.config import DiscreteVAEConfig
+from beit.tokenizer.precision import exact
 
 VARIANCE_SPEED = 30.0  # Adam moves a parameter by about its rate a step, too slow for this one
 LOGIT_LAPLACE_EPSILON = 0.1  # pixels are squeezed into [0.1, 0.9]: their logits stay finite
@@ -200,10 +201,13 @@ class DiscreteVAE(nn.Module):
     def logits_of(self, hidden: Tensor) -> Tensor:
         """The logits of what `hidden` gave, or of some of its places: (B, K, h, w) float32."""
         projected: Tensor = self.head(hidden)
-        features = projected.float()
+        return self.logits_of_projected(projected.float())
+
+    def logits_of_projected(self, features: Tensor) -> Tensor:
+        """The logits of what the head gave, float32: (B, head's channels, h, w) to (B, K, h, w)."""
         if self.config.head == "linear":
             return features
-        with _precision(hidden.device, None):
+        with _precision(features.device, None):
             directions = functional.normalize(features, dim=1).movedim(1, -1)
             scaled = self.config.cosine_scale * self.code_directions()
             return functional.linear(directions, scaled).movedim(-1, 1)
@@ -215,13 +219,14 @@ class DiscreteVAE(nn.Module):
         Args:
             images: (B, 3, H, W) floats in [0, 1].
             dtype: Compute in this type by autocast (torch.bfloat16 is cheaper); None is float32,
-                also inside somebody else's autocast, so that a picture's codes do not depend on
-                who asks.
+                also inside somebody else's autocast and without TF32, so that a picture's codes do
+                not depend on who asks.
 
         Returns:
             (B, h, w) int64.
         """
-        with _precision(images.device, dtype):
+        wanted = exact(images.device) if dtype is None else _precision(images.device, dtype)
+        with wanted:
             return self.logits(images).argmax(1)
 
     def decode(self, weights: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """How pre-training asks a frozen tokenizer for codes: exactly, or more cheaply.
 
-Legend: B images, (h, w) grid of codes, M listed places, K codes, D width of the last group.
+Legend: B images, (h, w) grid of codes, M listed places, R places of any pictures, K codes, D width
+of the last group.
 """
 
-import copy
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from beit.tokenizer.dvae import DiscreteVAE, scaled_pixels
+from beit.tokenizer.half_precision import RowHead, cheap_encoder
+from beit.tokenizer.precision import exact
 
 Precision = Literal["float32", "bfloat16", "float16"]
 REDUCED: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,20 +21,42 @@ class TokenReader:
     """A frozen tokenizer with a way of computing.
 
     With "bfloat16" or "float16" its convolutions run in half precision, channels last, on weights
-    that were converted once; the output layer and the choice of the code stay float32, or close
-    logits would become equal ones. Some codes change: `agreement` tells how many.
+    that were converted once; logits and the choice of the code stay float32, or close logits would
+    become equal ones. On a CUDA device the output layer multiplies half-precision numbers too, and
+    sums them in float32. Some codes change: `agreement` tells how many.
 
     Departure: the reference runs its tokenizer in float16 by autocast on a GPU, output layer too.
+
+    Args:
+        tokenizer: On the device where it will be asked.
+        precision: "float32" is exact, on CUDA without TF32.
+        compiled: Have torch compile what runs in half precision; "float32" is never compiled.
+            Compiled code rounds at other places, so that its codes can differ from uncompiled ones
+            of the same precision where two logits are equal but for their last bits. A bank of
+            codes and the live run that is compared with it must agree on this too.
     """
 
-    def __init__(self, tokenizer: DiscreteVAE, precision: Precision = "float32") -> None:
+    def __init__(
+        self, tokenizer: DiscreteVAE, precision: Precision = "float32", *, compiled: bool = False
+    ) -> None:
         self.model = tokenizer
         self.vocabulary = tokenizer.vocabulary
         self.precision = precision
         self._cheap: nn.Module | None = None
+        self._row_head: RowHead | None = None
         if precision in REDUCED:
-            cheap = copy.deepcopy(tokenizer.encoder).to(REDUCED[precision])
-            self._cheap = cheap.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._take_half_precision(REDUCED[precision], compiled)
+
+    def _take_half_precision(self, dtype: torch.dtype, compiled: bool) -> None:
+        cuda = self.model.head.weight.is_cuda
+        self._cheap = cheap_encoder(
+            self.model.encoder, dtype, padded_stem=cuda, sliced_pooling=cuda
+        )
+        if cuda:
+            self._row_head = RowHead(self.model.head, dtype)
+        for module in (self._cheap, self._row_head):
+            if compiled and module is not None:
+                module.compile()
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
@@ -58,22 +82,47 @@ class TokenReader:
             index = None if index is None else index.expand(2, -1)
         if self._cheap is None and index is None:
             return self.model.codes(images)
-        with torch.autocast(images.device.type, enabled=False):
-            hidden = self._hidden(images)  # (B, D, h, w)
-            if index is not None:
-                rows = hidden.flatten(2).mT  # (B, h * w, D), as it lies in memory
-                hidden = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])).mT[
-                    ..., None
-                ]
+        hidden = self._hidden(images)  # (B, D, h, w)
+        if self._row_head is not None:
+            return self._chosen_by_rows(hidden, index, self._row_head)
+        if index is not None:
+            hidden = _listed_rows(hidden, index).mT[..., None]  # (B, D, M, 1)
+        with exact(hidden.device):
             codes = self.model.logits_of(hidden.float()).argmax(1)
         return codes if index is None else codes[..., 0]
 
     def _hidden(self, images: Tensor) -> Tensor:
         if self._cheap is None:
-            return self.model.hidden(images)
-        pixels = scaled_pixels(images, self.model.config).to(REDUCED[self.precision])
-        hidden: Tensor = self._cheap(pixels.contiguous(memory_format=torch.channels_last))
+            with exact(images.device):
+                return self.model.hidden(images)
+        # Half precision knows no TF32, and compiling dislikes settings that change meanwhile.
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = scaled_pixels(images, self.model.config).to(REDUCED[self.precision])
+            hidden: Tensor = self._cheap(pixels.contiguous(memory_format=torch.channels_last))
         return hidden
+
+    def _chosen_by_rows(self, hidden: Tensor, index: Tensor | None, head: RowHead) -> Tensor:
+        rows = _rows(hidden) if index is None else _listed_rows(hidden, index)
+        with torch.autocast(hidden.device.type, enabled=False):
+            products = head.products(rows.flatten(0, 1))  # (R, channels of the head)
+            if self.model.config.head == "linear":
+                codes: Tensor = head(products)
+            else:
+                with exact(hidden.device):
+                    features = (products + head.bias)[:, :, None, None]
+                    codes = self.model.logits_of_projected(features).argmax(1)
+        shape = (len(hidden), *hidden.shape[2:]) if index is None else index.shape
+        return codes.view(shape)
+
+
+def _rows(hidden: Tensor) -> Tensor:
+    """(B, D, h, w) as (B, h * w, D) rows: as channels-last pictures lie in memory."""
+    return hidden.flatten(2).mT
+
+
+def _listed_rows(hidden: Tensor, index: Tensor) -> Tensor:
+    """Those of the (B, M) listed places: (B, M, D)."""
+    return _rows(hidden).gather(1, index[:, :, None].expand(-1, -1, hidden.shape[1]))
 
 
 class Agreement(NamedTuple):
