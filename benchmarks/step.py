@@ -154,7 +154,8 @@ def masked_steps(setting: Setting, wanted: tuple[str, ...]) -> dict[str, Any]:
     batch = drawn_batch(setting, config, vae.image_size)
     ready = prepare(batch)
     assert ready.patch_view is not None and ready.token_view is not None and ready.masks is not None
-    exact, cheap = TokenReader(vae), TokenReader(vae, fast_reading(setting))
+    exact = TokenReader(vae)
+    cheap = TokenReader(vae, fast_reading(setting), compiled=setting.compiles)
     codes = exact.codes(ready.token_view)
     theirs = ReferenceTokenizer(vae)
     equal = {

@@ -163,8 +163,13 @@ def pretrain_task(recipe: PretrainRecipe, tokenizer: DiscreteVAE | None) -> Pret
 
 
 def token_reader(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> TokenReader:
-    """The frozen tokenizer as the recipe wants it asked."""
-    return TokenReader(tokenizer, recipe.tokens.precision)
+    """The frozen tokenizer, on its device, as the recipe wants it asked.
+
+    Compiled or not whatever the length of the run: a bank is made without knowing it.
+    """
+    device = tokenizer.head.weight.device
+    compiled = choose_compilation(recipe.engine.compile, device, LONG_ENOUGH)
+    return TokenReader(tokenizer, recipe.tokens.precision, compiled=compiled)
 
 
 def mask_plan(recipe: PretrainRecipe) -> MaskPlan:
