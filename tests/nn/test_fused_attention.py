@@ -10,9 +10,11 @@ from torch import Tensor
 
 from beit.nn.attention import attend_projected, attention_probabilities, split_projected
 from beit.nn.encoder import Encoder, EncoderConfig
-from beit.nn.fused_attention import fused_attention, is_made_for
+from beit.nn.fused_attention import fused_attention, is_leaving, is_made_for
 
 HERE = Path(__file__).parent
+# Importing torch's compiler warns of a part of torch that goes.
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this platform")
@@ -24,6 +26,8 @@ def test_kernels_compute_attention_and_its_gradients() -> None:
         capture_output=True,
         text=True,
     )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this Triton's interpreter is older than this numpy")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "equal\n"
 
@@ -69,7 +73,7 @@ def test_a_gpu_computes_the_same(tokens: int, heads: int, features: int, biased:
     found = _gradients(projected, bias, received)
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs is not None
-        assert float((ours - theirs).norm() / theirs.norm()) < 8e-3
+        assert float(((ours - theirs).norm() / theirs.norm()).detach()) < 8e-3
 
 
 @pytest.mark.gpu
@@ -79,6 +83,23 @@ def test_a_gpu_gives_the_same_bits_again() -> None:
         assert torch.equal(one, other)
 
 
+class Noting(torch.nn.Module):
+    """Answers 1 in a graph for elsewhere, else 0."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.new_ones(1) if is_leaving() else values.new_zeros(1)
+
+
+@TORCHS_OWN
+def test_only_an_export_leaves() -> None:
+    """torch 2.11 says so wherever its compiler looks, and our kernels were never taken."""
+    values = torch.zeros(2)
+    assert int(Noting()(values)) == 0
+    assert int(torch.compile(Noting(), fullgraph=True, backend="eager")(values)) == 0
+    assert int(torch.export.export(Noting(), (values,)).module()(values)) == 1
+
+
+@TORCHS_OWN
 @pytest.mark.gpu
 def test_a_compiled_encoder_has_the_same_gradients() -> None:
     config = EncoderConfig(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from beit.nn.fused_attention import fused_attention, is_made_for
+from beit.nn.fused_attention import fused_attention, is_leaving, is_made_for
 
 
 def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     if bias is not None:
         bias = bias.to(query.dtype)
     # An exported graph may go to another device: it names torch's kernel.
-    on_cpu = query.device.type == "cpu" and not torch.compiler.is_exporting()
+    on_cpu = query.device.type == "cpu" and not is_leaving()
     if on_cpu and (bias is not None or query.dtype == torch.bfloat16):
         mixed: Tensor = RecomputedAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
         return mixed

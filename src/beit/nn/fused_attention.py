@@ -22,6 +22,14 @@ _TOLERANCE = 2e-2  # half-precision products give 1e-3; a wrong index gives 1
 _ROW = 16  # a row of the bias is padded to a multiple: aligned, it is read in larger pieces
 
 
+def is_leaving() -> bool:
+    """Whether what is computed becomes a graph for elsewhere, which cannot take kernels along.
+
+    torch 2.11 says that it exports wherever torch.compile looks.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 _usable: dict[str, bool] = {}  # by card; found out once
 
 
@@ -91,7 +99,7 @@ def is_made_for(projected: Tensor) -> bool:
         and projected.dtype in (torch.bfloat16, torch.float16)
         and projected.shape[1] <= MOST_TOKENS
         and projected.shape[4] in _FEATURES
-        and not torch.compiler.is_exporting()  # a graph that leaves cannot take kernels along
+        and not is_leaving()
         and _card_is_good_for_it()
     )
 

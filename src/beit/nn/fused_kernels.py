@@ -148,7 +148,8 @@ def forward(projected: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     pictures, tokens, _, heads, features = projected.shape
     mixed = projected.new_empty(pictures, tokens, heads, features)
     normalisers = projected.new_empty(pictures, heads, tokens, dtype=torch.float32)
-    queries_at_once = min(128, max(16, triton.next_power_of_2(tokens)))
+    # The fastest of six shapes on an H200 (docs/performance.md).
+    queries_at_once = min(64, max(16, triton.next_power_of_2(tokens)))
     _forward[(pictures * heads, triton.cdiv(tokens, queries_at_once))](
         projected,
         projected if bias is None else bias,
@@ -161,8 +162,9 @@ def forward(projected: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         features,
         bias is not None,
         queries_at_once,
-        min(64, queries_at_once),
-        num_warps=4 if queries_at_once < 128 else 8,
+        min(32, queries_at_once),
+        num_warps=4,
+        num_stages=3,
     )
     return mixed, normalisers
 
@@ -202,7 +204,7 @@ def backward(
         queries,
         min(64, queries),
         num_warps=4 if queries < 128 else 8,
-        num_stages=2,
+        num_stages=1,
     )
     of_bias = of_scores.sum(0, dtype=torch.float32) if wants_bias else normalisers.new_empty(0)
     of_bias[..., tokens:] = 0  # the kernel leaves the padding as it lies
