@@ -10,7 +10,7 @@ BENCHMARKS = str(Path(__file__).resolve().parents[1] / "benchmarks")
 if BENCHMARKS not in sys.path:  # scripts, not a package
     sys.path.append(BENCHMARKS)
 
-import harness  # noqa: E402
+import harness  # noqa: E402  # it can only be found from here on
 
 
 @pytest.mark.parametrize(("device", "sides"), [("cpu", 2048), ("cuda", 8192)])

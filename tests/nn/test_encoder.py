@@ -96,6 +96,7 @@ def test_attention_maps_are_those_of_the_forward_pass(config: EncoderConfig) -> 
     maps = encoder.attention_maps(images, layer=1)
     assert maps.shape == (2, 3, 7, 7)
     block = encoder.blocks[1]
+    # A ModuleList's members have no types, here and below.
     projected = block.attention._project(block.attention_norm(before))  # type: ignore[union-attr, operator]
     _, _, value = split_projected(projected)
     attended = block.attention.output((maps @ value).transpose(1, 2).flatten(2))  # type: ignore[union-attr, operator]

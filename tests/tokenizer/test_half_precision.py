@@ -73,7 +73,8 @@ def by_rows(config: DiscreteVAEConfig, dtype: torch.dtype) -> TokenReader:
 @pytest.mark.parametrize("count", [1, 9])
 def test_rows_give_the_codes_of_the_convolution(config: DiscreteVAEConfig, count: int) -> None:
     rows, plain = by_rows(config, torch.float32), TokenReader(vae(config), "float16")
-    nn.init.normal_(rows.model.head.bias, std=0.3)  # type: ignore[arg-type]
+    assert rows.model.head.bias is not None
+    nn.init.normal_(rows.model.head.bias, std=0.3)
     plain.model.load_state_dict(rows.model.state_dict())
     rows._row_head = RowHead(rows.model.head, torch.float32)
     views = images(config, count)

@@ -1,6 +1,6 @@
 """Attention on CUDA by kernels of our own, where they are made for the shapes at hand.
 
-torch reads a learned bias through its memory-efficient kernel, which took 26 of the 89 ms of a
+torch reads a learned bias through its memory-efficient kernel, which took nearly a third of a
 compiled step of base on an H200 (docs/performance.md); its faster ones refuse a bias. These are
 differentiable, known to torch.compile, and give the same bits each time.
 """
@@ -33,6 +33,7 @@ def is_leaving() -> bool:
 _usable: dict[str, bool] = {}  # by card; found out once
 
 
+# torch does not type its decorator.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _card_is_good_for_it() -> bool:
     """Whether Triton is there and the card a Hopper on which the kernels were seen to work.

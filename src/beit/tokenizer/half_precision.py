@@ -62,6 +62,7 @@ def cheap_encoder(
         slices = sliced_pooling and isinstance(layer, nn.MaxPool2d)
         layers.append(SlicedPooling() if slices else copy.deepcopy(layer))
     cheap = nn.Sequential(*layers).to(dtype).requires_grad_(False)
+    # torch types `to` without the memory format alone.
     cheap.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return cheap
 
