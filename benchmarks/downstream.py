@@ -111,7 +111,7 @@ EXPERIMENTS: dict[str, list[Trial]] = {
             "segment",
             (SCRATCH, "short", "middle", "long"),
         ),
-        Trial("pup", masks(400), "segment", (SCRATCH, "short", "middle")),
+        Trial("pup", masks(400), "segment", (SCRATCH, "short", "middle", "long")),
         # Groups instead of batches: exact under accumulation, and much slower to learn here.
         Trial(
             "pup, group norm",
