@@ -108,6 +108,18 @@ def test_a_bank_changes_no_bit_of_a_run(
     assert rows_of(out, "val")[-1]["loss"] == rows_of(live, "val")[-1]["loss"]
 
 
+def test_a_run_computes_as_its_bank_was_made(data: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Unless it is told otherwise: one made on a GPU is of float16, and serves a CPU too."""
+    bank, run = tmp_path / "bank", tmp_path / "run"
+    made = beit(*bank_words(bank, data, tokenizer, tokens__precision="bfloat16"))
+    assert made.status == 0, made.err
+    outcome = beit(*run_words(run, data), "--bank", bank)
+    assert outcome.status == 0, outcome.err
+    assert "precision: bfloat16" in (run / "recipe.yaml").read_text()
+    assert "416 of 416 codes are equal" in outcome.err
+    assert beit(*run_words(run, data), "--bank", bank, "--resume").status == 0
+
+
 def test_nobody_asks_the_tokenizer_when_there_is_a_bank(
     data: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

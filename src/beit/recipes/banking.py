@@ -29,6 +29,7 @@ from beit.recipes.build import (
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.stage import RunRequest
+from beit.recipes.token_precision import with_token_precision
 from beit.recipes.tokenizers import load_tokenizer
 from beit.recipes.unfinished import Progress, partial, unfinished
 from beit.tokenizer import bank, storage
@@ -66,6 +67,7 @@ def make_bank(
             raise UserError("a bank has no use: objective.target is pixels")
         if views is not None:
             recipe = replace(recipe, {"tokens.views": views})
+        recipe = with_token_precision(recipe, device)
         source, _ = open_parts(request.data, rescan=True)
         vae = load_tokenizer(Path(tokenizer)).to(device).requires_grad_(False).eval()
         reader = token_reader(recipe, vae)
@@ -182,7 +184,8 @@ def compare_codes(
     None where a run tokenizes exactly. The pictures are the first ones of the source.
 
     Raises:
-        UserError: A bank's codes are others than this machine computes.
+        UserError: A bank's codes are others than this machine computes, or the tokenizer's values
+            are too large, or its codes too close, for half precision.
     """
     cheap = recipe.tokens.precision != "float32"
     if given is None and not cheap:
@@ -196,7 +199,13 @@ def compare_codes(
     expected = exact.codes(batch.token_view)
     if given is None:
         found = agreement(token_reader(recipe, tokenizer).codes(batch.token_view), expected)
-        print(f"tokens in {recipe.tokens.precision}: {found}", file=sys.stderr, flush=True)
+        told = f"tokens in {recipe.tokens.precision}: {found}"
+        if found.share < _TRUSTED:
+            raise UserError(
+                f"{told}, too few to train on; begin again in another --out with "
+                "--tokens.precision float32, and --tokenizer with the tokenizer of this run"
+            )
+        print(told, file=sys.stderr, flush=True)
         return found
     found = agreement(given.read([0] * len(batch.index), batch.index.tolist()), expected)
     if found.share < _TRUSTED:

@@ -37,6 +37,7 @@ from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
 from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.presets import PRESETS
+from beit.tokenizer.reading import Precision as TokenPrecision
 from beit.tokenizer.reading import TokenReader
 
 Precision = Literal["float32", "bfloat16"]
@@ -76,6 +77,15 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
         return "bfloat16" if native else "float32"
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bfloat16" if supported() else "float32"
+
+
+def choose_token_precision(
+    asked: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
+) -> TokenPrecision:
+    """What the frozen tokenizer computes in: on CUDA float16, as the reference's under autocast."""
+    if asked != "auto":
+        return asked
+    return "float16" if device.type == "cuda" else "float32"
 
 
 def choose_compilation(asked: bool | None, device: torch.device, steps: int) -> bool:
@@ -169,7 +179,8 @@ def token_reader(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> TokenReader:
     """
     device = tokenizer.head.weight.device
     compiled = choose_compilation(recipe.engine.compile, device, LONG_ENOUGH)
-    return TokenReader(tokenizer, recipe.tokens.precision, compiled=compiled)
+    precision = choose_token_precision(recipe.tokens.precision, device)
+    return TokenReader(tokenizer, precision, compiled=compiled)
 
 
 def mask_plan(recipe: PretrainRecipe) -> MaskPlan:

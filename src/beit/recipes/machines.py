@@ -24,6 +24,7 @@ class Machine:
         source: Where the figures are from, in a phrase.
         memory: Bytes; None where it is not known.
         share: Of the rate, that a training step is assumed to reach; None where steps are timed.
+        device: What torch calls its kind.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Machine:
     source: str
     memory: float | None = None
     share: float | None = SHARE
+    device: str = "cuda"
 
     def rate(self, precision: Precision) -> float:
         """FLOP/s of matrix products.
@@ -63,6 +65,7 @@ MACHINES: dict[str, Machine] = {
         "two-cores",
         {"bfloat16": 330e9, "float32": 170e9},
         "measured matrix product on two cores of a server with AVX512-bf16",
+        device="cpu",
     ),
 }
 

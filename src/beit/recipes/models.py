@@ -224,10 +224,12 @@ class ObjectiveRecipe(Frozen):
 
 
 class TokenizerUseRecipe(Frozen):
-    """How the frozen tokenizer is asked for codes; the defaults are exact."""
+    """How the frozen tokenizer is asked for codes; on a CPU the defaults are exact."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of its convolutions; the halves are cheaper and change some codes"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of its convolutions; the halves are cheaper and change some codes; auto is "
+        "float16 on CUDA and float32, which is exact, elsewhere",
     )
     listed_only: bool = Field(
         False, description="output layer and choice of the code only where the loss reads them"

@@ -26,7 +26,7 @@ from beit.recipes.calibration import Cost, seconds_a_picture
 from beit.recipes.checks import refuse_impossible
 from beit.recipes.counting import CLASSES, counted, encoder_work, reading_work
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe
-from beit.recipes.machines import HERE, named_machine
+from beit.recipes.machines import HERE, Machine, named_machine
 from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.pacing import (
@@ -37,6 +37,7 @@ from beit.recipes.pacing import (
     measured_pace,
     tokenizer_work,
 )
+from beit.recipes.token_precision import with_token_precision
 
 _LOOK = 1.0  # seconds that reading pictures is timed for, each kind of view
 _LOADED = 32  # pictures that are read together meanwhile
@@ -70,6 +71,11 @@ class PlanRequest:
     device: str | None = None
     seconds: float = 20.0
 
+    @property
+    def timed_here(self) -> bool:
+        """Whether steps are timed on this machine, and not counted for another one."""
+        return self.machine == HERE and self.rate is None
+
 
 @dataclass(frozen=True)
 class _Input:
@@ -102,8 +108,9 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
     Raises:
         UserError: Something asked for cannot be.
     """
-    recipe = _refused(recipe, request)
-    device = choose_device(request.device)
+    device, machine = choose_device(request.device), _named(request)
+    where = device if machine is None else torch.device(machine.device)
+    recipe = _as_it_runs(recipe, request, where)
     sources = _sources(request)
     pictures = request.images if sources is None else len(sources[0])
     assert pictures is not None
@@ -112,7 +119,10 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
     refuse_impossible(recipe, request.devices, pictures, device)
     classes = len(sources[0].classes) if sources is not None else 0
     classes = classes or CLASSES
-    pace = _pace(recipe, request, device, classes)
+    if machine is None:
+        pace = measured_pace(recipe, device, request.devices, request.seconds, classes)
+    else:
+        pace = assumed_pace(recipe, machine, classes)
     reading = NO_INPUT if sources is None else _input(recipe, request, sources[0], device)
     held_out = 0 if sources is None else len(sources[1])
     run = _Run(recipe, pace, request.devices, pictures, held_out, reading, device)
@@ -134,8 +144,8 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
     }
 
 
-def _refused(recipe: Recipe, request: PlanRequest) -> Planned:
-    """The recipe as it would run; what cannot be planned is refused."""
+def _as_it_runs(recipe: Recipe, request: PlanRequest, device: torch.device) -> Planned:
+    """The recipe as it would run on a device; what cannot be planned is refused."""
     if not isinstance(recipe, PretrainRecipe | ClassifyRecipe):
         raise UserError("plan knows pretrain and classify; `beit recipes show` counts a segmenter")
     if (request.images is None) == (request.data is None):
@@ -146,6 +156,8 @@ def _refused(recipe: Recipe, request: PlanRequest) -> Planned:
             f"--devices {request.devices}: a batch of {recipe.optim.batch} pictures does not reach "
             "so many; take fewer, or raise --optim.batch"
         )
+    if isinstance(recipe, PretrainRecipe):
+        recipe = with_token_precision(recipe, device)
     if request.bank_views is None:
         return recipe
     if not has_tokens(recipe):
@@ -164,7 +176,7 @@ def _refuse_numbers(request: PlanRequest) -> None:
             raise UserError(f"{flag} {count}: there must be at least 1")
     if not 0 < request.seconds < math.inf:
         raise UserError(f"--seconds {request.seconds:g}: timing steps takes some time")
-    if request.machine != HERE or request.rate is not None:
+    if not request.timed_here:
         return
     for flag, given in (("--share", request.share), ("--memory", request.memory)):
         if given is not None:
@@ -177,14 +189,13 @@ def _sources(request: PlanRequest) -> tuple[Source, Source] | None:
     return open_source(request.data, "train"), open_source(request.data, "val")
 
 
-def _pace(recipe: Planned, request: PlanRequest, device: torch.device, classes: int) -> Pace:
-    """Timed here, or counted."""
-    if request.machine == HERE and request.rate is None:
-        return measured_pace(recipe, device, request.devices, request.seconds, classes)
-    machine = named_machine(
+def _named(request: PlanRequest) -> Machine | None:
+    """The machine that a plan is for; None for this one, where steps are timed."""
+    if request.timed_here:
+        return None
+    return named_machine(
         request.machine, rate=request.rate, share=request.share, memory=request.memory
     )
-    return assumed_pace(recipe, machine, classes)
 
 
 def _counts(recipe: Planned, classes: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from beit.recipes.initial import NOTHING, Start, go_on_from, require_same_start
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.saved_models import save_masked_image_model
 from beit.recipes.stage import RunRequest, Stage, open_stage
+from beit.recipes.token_precision import with_token_precision
 from beit.recipes.tokenizers import load_tokenizer
 from beit.report.metrics import read_metrics
 from beit.tasks.pretrain import PretrainTask, VisualTokens
@@ -136,6 +137,7 @@ def pretrain(
             codes = TokenBank(Path(bank))
             tokenizer = tokenizer or codes.folder / TOKENIZER
             recipe = recipe_with_bank(recipe, codes)
+        recipe = with_token_precision(recipe, device, request.out, codes)
         if start is not None and recipe.objective.target == "tokens":
             tokenizer = tokenizer or tokenizer_beside(init)
         given = None
