@@ -5,7 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from beit.recipes import figures
+from beit.recipes.figures import affordable
 from recipes.recipe_runs import beit, pictures, pretraining, stopped, tokenizing
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -49,6 +52,23 @@ def test_a_finished_run(finished: Path) -> None:
     assert "not finished" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
     for text in ("most frequent code", "copy the nearest visible patch", "vocabulary: 8"):
         assert text in page
+
+
+def test_frozen_features_of_as_many_pictures_as_there_is_time_for(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "20 nearest neighbours, 30 training, 4 other" in page_of(finished)
+    monkeypatch.setattr(figures, "BUDGET", {"cpu": 1.0, "cuda": 1.0})
+    monkeypatch.setattr(figures, "LEAST_KNOWN", 12)
+    assert "12 nearest neighbours, 12 training, 3 other" in page_of(finished)
+
+
+def test_a_larger_model_looks_at_fewer_pictures() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert affordable(4e8, cpu) == (8_000, 2_000)
+    assert affordable(4e10, cpu) == (figures.LEAST_KNOWN, figures.LEAST_KNOWN // 4)
+    assert affordable(1e6, cpu) == (figures.MOST_KNOWN, figures.MOST_COUNTED)
+    assert affordable(4e10, cuda) == (figures.MOST_KNOWN, figures.MOST_COUNTED)
 
 
 def test_its_tokenizer_has_one_of_its_own(finished: Path) -> None:

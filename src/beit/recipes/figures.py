@@ -21,9 +21,11 @@ from beit.evaluation.neighbours import mean_pooled_features, neighbour_accuracy
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.objectives.evidence_bound import code_counts
-from beit.recipes.build import mask_plan, masked_image_model
+from beit.recipes.build import choose_device, mask_plan, masked_image_model
+from beit.recipes.counting import encoder_work
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.stage import prepared_batches
+from beit.recipes.unfinished import Progress
 from beit.report.figures import codebook_use
 from beit.report.page import Figure
 from beit.report.pictures import attention_page, masked_page, paint_masks, reconstruction_page
@@ -35,6 +37,10 @@ ASKING = 4  # pictures whose attention is shown
 BATCH = 100
 MOST_COUNTED = 5_000  # pictures; more do not change the curve of use
 MOST_KNOWN = 20_000  # training pictures in which neighbours are looked for
+LEAST_KNOWN = 500  # that is done however long it takes
+KNOWN_TO_ASKED = 4  # training pictures for each other one
+# FLOP of both models' features: about a minute or two, larger models apart.
+BUDGET = {"cpu": 8e12, "cuda": 2e15}
 NEIGHBOURS = 20
 
 
@@ -150,34 +156,58 @@ def neighbour_table(
     recipe: PretrainRecipe, model: MaskedImageModel, train: Source, validation: Source
 ) -> Table:
     """Nearest-neighbour accuracy by layer, trained against untrained."""
-    train, validation = spread_over(train, MOST_KNOWN), spread_over(validation, MOST_COUNTED)
+    device = choose_device(None)
+    known, asked = affordable(encoder_work(recipe).forward, device)
+    train, validation = spread_over(train, known), spread_over(validation, asked)
+    progress = Progress("pictures for nearest neighbours", 2 * (len(train) + len(validation)))
     untrained = masked_image_model(recipe, vocabulary=2).encoder
     depth = model.encoder.config.depth
     layers = sorted({round((depth - 1) * part / 3) for part in (0, 1, 2, 3)})
     columns = [
-        _neighbour_accuracies(recipe, encoder, train, validation, layers)
+        _neighbour_accuracies(recipe, encoder.to(device), (train, validation), layers, progress)
         for encoder in (model.encoder, untrained)
     ]
     rows = [
         [f"{layer + 1} of {depth}", f"{columns[0][layer]:.1%}", f"{columns[1][layer]:.1%}"]
         for layer in layers
     ]
-    caption = f"{NEIGHBOURS} nearest neighbours, {len(train)} training, {len(validation)} other"
+    count = min(NEIGHBOURS, len(train))
+    caption = f"{count} nearest neighbours, {len(train)} training, {len(validation)} other"
     return Table(["features after block", "pre-trained", "untrained"], rows, caption)
 
 
+def affordable(forward: float, device: torch.device) -> tuple[int, int]:
+    """Training and other pictures that a report has the time for.
+
+    Args:
+        forward: FLOP of one picture.
+        device: Where they are computed.
+    """
+    pictures = BUDGET[device.type] / (2 * forward)
+    known = round(pictures * KNOWN_TO_ASKED / (KNOWN_TO_ASKED + 1))
+    known = min(MOST_KNOWN, max(LEAST_KNOWN, known))
+    return known, min(MOST_COUNTED, known // KNOWN_TO_ASKED)
+
+
 def _neighbour_accuracies(
-    recipe: PretrainRecipe, encoder: Encoder, train: Source, other: Source, layers: list[int]
+    recipe: PretrainRecipe,
+    encoder: Encoder,
+    sources: tuple[Source, Source],
+    layers: list[int],
+    progress: Progress,
 ) -> dict[int, float]:
     views = ViewSettings(patch_view=recipe.encoder.image_size, random=False)
-    device = torch.device("cpu")
+    device = next(encoder.parameters()).device
+
+    def batches(source: Source) -> Iterator[ImageBatch]:
+        for batch in prepared_batches(source, views, None, BATCH, device):
+            yield batch
+            progress.add(len(batch.index))
+
     known, asked = (
-        mean_pooled_features(
-            encoder, prepared_batches(source, views, None, BATCH, device), device, layers
-        )
-        for source in (train, other)
+        mean_pooled_features(encoder, batches(source), device, layers) for source in sources
     )
-    count = min(NEIGHBOURS, len(train))
+    count = min(NEIGHBOURS, len(known[layers[0]].labels))
     return {
         layer: neighbour_accuracy(known[layer], asked[layer], [count])[count] for layer in layers
     }

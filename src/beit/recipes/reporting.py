@@ -180,7 +180,7 @@ def _model_sections(run: RunFiles, source: Source) -> list[Section]:
         table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
         text = (
             "Nobody has told the model a class: each validation picture is given the class of the "
-            "most similar training pictures, by frozen features (weighted, k = 20)."
+            "most similar training pictures, by frozen features (weighted)."
         )
         sections.append(Section("Frozen features", [text], [], [table]))
     return sections
