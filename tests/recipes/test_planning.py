@@ -224,6 +224,21 @@ def test_a_machine_can_be_told() -> None:
         named_machine("h200", rate=-1.0)
 
 
+def test_devices_share_the_validation_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_input", lambda *given: planning.NO_INPUT)
+    data = str(photos(tmp_path, train=5))
+    one, two = (
+        plan(pretrain_recipe("base"), PlanRequest(data=data, machine="h200", devices=devices))
+        for devices in (1, 2)
+    )
+    for name, stage in one["stages"].items():
+        if name != "bank":
+            alone, shared = (s["evaluation_seconds"] for s in (stage, two["stages"][name]))
+            assert alone > 0 and shared == pytest.approx(alone / 2)
+
+
 def test_reading_and_computing_take_turns_or_overlap() -> None:
     def seconds(workers: int, crowded: float, read: float) -> tuple[float, str]:
         return planning._Input(0.0, 0.0, 0.0, workers, crowded).seconds(1.0, read)

@@ -314,9 +314,8 @@ class _Run:
         step, decides = self.reading.seconds(worked, read * share)
         times = math.ceil(settings.total_steps / settings.evaluate_every)
         begun = sum(cost.first for cost in costs)
-        looked = times * self.held_out * (evaluation + read)
-        if isinstance(self.recipe, ClassifyRecipe):
-            looked /= self.devices  # else each rank looks at all of them
+        # Ranks share the pictures out.
+        looked = times * self.held_out * (evaluation + read) / self.devices
         return {
             "steps": settings.total_steps,
             "epochs": settings.total_steps * optim.batch / self.pictures,
