@@ -8,19 +8,19 @@ On CUDA the allocator's peak is told beside it.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import beit
 from beit.batch import Masks
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PRESETS
+from beit.nn.saved_bytes import saved_bytes
 from beit.objectives.masked import masked_token_loss
 from beit.recipes.build import choose_device, encoder_config_of, masked_image_model
 from harness import peak_memory, record
@@ -86,40 +86,6 @@ def _loss(model: MaskedImageModel, pictures: int, device: torch.device) -> Tenso
     with torch.autocast(device.type, torch.bfloat16):
         logits = model(images, masks, draws)
         return masked_token_loss(logits, targets, masks.weight)[0]
-
-
-def saved_bytes(loss: Tensor, model: nn.Module) -> Counter[str]:
-    """Bytes that the graph behind a loss keeps, by the operation that first wants them."""
-    seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    found: Counter[str] = Counter()
-    for node in _nodes(loss):
-        for tensor in _saved(node):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                found[node.name().removesuffix("0").removesuffix("Backward")] += storage.nbytes()
-    return found
-
-
-def _nodes(loss: Tensor) -> Iterator[Any]:
-    """Every operation of a graph, each once."""
-    waiting: list[Any] = [loss.grad_fn]
-    known = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        following = [before for before, _ in node.next_functions if before is not None]
-        waiting += [node for node in following if node not in known]
-        known.update(following)
-
-
-def _saved(node: Any) -> Iterator[Tensor]:
-    names = [name for name in dir(node) if name.startswith("_saved_")]
-    values = [getattr(node, name) for name in names] + list(getattr(node, "saved_tensors", ()))
-    for value in values:
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(one, Tensor):
-                yield one
 
 
 def _peak(model: MaskedImageModel, device: torch.device) -> float:

@@ -163,13 +163,13 @@ def segment(
 
 
 def plan(
-    recipe: str | PretrainRecipe | ClassifyRecipe,
+    recipe: str | PretrainRecipe | ClassifyRecipe | SegmentRecipe,
     *,
     images: int | None = None,
     data: str | Path | None = None,
     devices: int = 1,
     machine: str = "here",
-    task: Literal["pretrain", "classify"] = "pretrain",
+    task: Literal["pretrain", "classify", "segment"] = "pretrain",
     changes: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
 ) -> dict[str, Any]:
@@ -185,11 +185,13 @@ def plan(
         changes: Recipe fields by dotted name.
         seconds: That timing steps may take, roughly.
     """
-    wanted: PretrainRecipe | ClassifyRecipe
-    if isinstance(recipe, str):
-        wanted = classify_recipe(recipe) if task == "classify" else pretrain_recipe(recipe)
-    else:
+    wanted: PretrainRecipe | ClassifyRecipe | SegmentRecipe
+    if not isinstance(recipe, str):
         wanted = recipe
+    elif task == "pretrain":
+        wanted = pretrain_recipe(recipe)
+    else:
+        wanted = classify_recipe(recipe) if task == "classify" else segment_recipe(recipe)
     where = None if data is None else str(data)
     request = PlanRequest(images, where, devices, machine, seconds=seconds)
     return _plan(replace(wanted, changes or {}), request)

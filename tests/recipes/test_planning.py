@@ -15,8 +15,8 @@ from beit.errors import UserError
 from beit.recipes import calibration, pacing, planning
 from beit.recipes.calibration import Cost, cost
 from beit.recipes.machines import MACHINES, Machine, named_machine
-from beit.recipes.named import pretrain_recipe
-from beit.recipes.named_downstream import classify_recipe, segment_recipe
+from beit.recipes.named import pretrain_recipe, tokenizer_recipe
+from beit.recipes.named_downstream import classify_recipe
 from beit.recipes.overrides import replace
 from beit.recipes.pacing import Pace
 from beit.recipes.planning import PlanRequest, plan
@@ -208,11 +208,11 @@ def test_what_cannot_be_planned_is_one_sentence(name: str) -> None:
         assert part in outcome.complaint
 
 
-def test_a_segmenter_and_an_unknown_recipe_are_refused() -> None:
-    outcome = command("plan", "base", "--task", "segment", "--images", "5")
-    assert outcome.status == 2 and "there are pretrain, classify" in outcome.complaint
-    with pytest.raises(UserError, match="beit recipes show"):
-        plan(segment_recipe("digits"), PlanRequest(images=5))
+def test_a_tokenizer_and_an_unknown_recipe_are_refused() -> None:
+    outcome = command("plan", "base", "--task", "tokenizer", "--images", "5")
+    assert outcome.status == 2 and "there are pretrain, classify, segment" in outcome.complaint
+    with pytest.raises(UserError, match="within the pre-training's"):
+        plan(tokenizer_recipe("digits"), PlanRequest(images=5))
     assert "did you mean tiny?" in command("plan", "tny", "--images", "5").complaint
 
 

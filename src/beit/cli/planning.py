@@ -31,7 +31,7 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument("--memory", type=float, metavar="GB", help="device memory of another machine")
     plan.add_argument("--bank-views", type=int, metavar="K", help="views of each picture in a bank")
-    tasks = ("pretrain", "classify")
+    tasks = ("pretrain", "classify", "segment")
     plan.add_argument(
         "--task", choices=tasks, default="pretrain", help="which task's recipe (pretrain)"
     )
@@ -47,12 +47,13 @@ def add_plan(commands: Any) -> None:
 
 def _run_plan(options: argparse.Namespace) -> dict[str, Any]:
     from beit.recipes.named import pretrain_recipe
-    from beit.recipes.named_downstream import classify_recipe
+    from beit.recipes.named_downstream import classify_recipe, segment_recipe
     from beit.recipes.overrides import apply_overrides
 
     makers: dict[str, Any] = {
         "pretrain": pretrain_recipe,
         "classify": classify_recipe,
+        "segment": segment_recipe,
     }
     recipe = apply_overrides(
         makers[options.task](options.recipe), options.overrides, flags(options)

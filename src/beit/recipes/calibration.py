@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.batch import ImageBatch
+from beit.batch import IGNORED, ImageBatch
 from beit.data.augment import prepare
 from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
 from beit.data.views import ViewSettings
@@ -63,6 +63,7 @@ class Shape:
     masks: MaskPlan | None = None
     codes: tuple[int, int] | None = None  # grid of the visual tokens that it brings
     classes: int = 0  # labels, where there are any
+    pixel_classes: int = 0  # of masks, where there are any
 
 
 def random_batch(shape: Shape, pictures: int, device: torch.device) -> ImageBatch:
@@ -80,12 +81,19 @@ def random_batch(shape: Shape, pictures: int, device: torch.device) -> ImageBatc
         masks=None if shape.masks is None else draw_masks(shape.masks, keys),
         codes=None if shape.codes is None else torch.zeros(pictures, *shape.codes).long(),
         label=where % shape.classes if shape.classes else None,
+        target=_masks(pictures, shape) if shape.pixel_classes else None,
     )
     return batch.to(device)
 
 
 def _pixels(pictures: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
+
+
+def _masks(pictures: int, shape: Shape) -> Tensor:
+    assert shape.views.patch_view is not None
+    size = (pictures, *shape.views.patch_view)
+    return torch.randint(0, min(shape.pixel_classes, IGNORED), size, dtype=torch.uint8)
 
 
 def step_on(

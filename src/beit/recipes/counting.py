@@ -1,20 +1,17 @@
 """What a recipe costs, counted from its architecture and never by running it."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit.nn.classifier import Classifier
 from beit.nn.counting import Work, count_parameters, count_work
-from beit.nn.encoder import Encoder
-from beit.nn.heads import ClassifierHead
 from beit.recipes.build import encoder_config_of, mask_plan, pretrain_task, tokenizer_config
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
-from beit.recipes.initial import Start
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.segment import segmenter
+from beit.recipes.planned import Planned, fresh_classifier, fresh_segmenter
 from beit.tokenizer.counting import TokenizerWork, count_tokenizer_work
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -34,8 +31,27 @@ def counted(recipe: Recipe) -> dict[str, Any]:
     return _counted_segmenter(recipe)
 
 
-def encoder_work(recipe: PretrainRecipe | ClassifyRecipe, classes: int = CLASSES) -> Work:
+class Flop(NamedTuple):
+    """FLOP a picture."""
+
+    forward: float
+    training: float
+
+
+def trained_work(recipe: Planned, classes: int) -> Flop:
     """Work of the model that is trained, without a tokenizer."""
+    if not isinstance(recipe, SegmentRecipe):
+        work = encoder_work(recipe, classes)
+        return Flop(work.forward, work.training)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = fresh_segmenter(recipe, classes).eval()
+        model(torch.empty(2, 3, *recipe.encoder.image_size))
+    forward = counter.get_total_flops() / 2
+    return Flop(forward, 3 * forward)
+
+
+def encoder_work(recipe: PretrainRecipe | ClassifyRecipe, classes: int = CLASSES) -> Work:
+    """Work of a model with one linear layer on top, by part."""
     config = encoder_config_of(recipe.encoder)
     if isinstance(recipe, ClassifyRecipe):
         return count_work(config, 1, classes)
@@ -77,32 +93,27 @@ def _counted_pretraining(recipe: PretrainRecipe) -> dict[str, Any]:
 
 
 def _counted_classifier(recipe: ClassifyRecipe) -> dict[str, Any]:
-    config, work = encoder_config_of(recipe.encoder), encoder_work(recipe)
     with torch.device("meta"):
-        model = Classifier(Encoder(config), ClassifierHead(config.width, CLASSES))
-    return {
-        "parameters": count_parameters(model),
-        "resolved_encoder": asdict(config),
-        "gflop_per_picture": {
-            "forward": _giga(work.forward),
-            "forward_and_backward": _giga(work.training),
-        },
-    }
+        model = fresh_classifier(recipe, CLASSES)
+    return _counted_model(recipe, model, CLASSES)
 
 
 def _counted_segmenter(recipe: SegmentRecipe) -> dict[str, Any]:
-    config = encoder_config_of(recipe.encoder)
     with torch.device("meta"):
-        model = segmenter(recipe, Start(Encoder(config)), ("",) * MASK_CLASSES).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(2, 3, *config.image_size))
-    forward = counter.get_total_flops() / 2
+        model = fresh_segmenter(recipe, MASK_CLASSES)
+    return _counted_model(recipe, model, MASK_CLASSES)
+
+
+def _counted_model(
+    recipe: ClassifyRecipe | SegmentRecipe, model: nn.Module, classes: int
+) -> dict[str, Any]:
+    work = trained_work(recipe, classes)
     return {
         "parameters": count_parameters(model),
-        "resolved_encoder": asdict(config),
+        "resolved_encoder": asdict(encoder_config_of(recipe.encoder)),
         "gflop_per_picture": {
-            "forward": _giga(forward),
-            "forward_and_backward": _giga(3 * forward),
+            "forward": _giga(work.forward),
+            "forward_and_backward": _giga(work.training),
         },
     }
 

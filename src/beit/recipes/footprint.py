@@ -1,18 +1,20 @@
 """What a run takes up: memory of a device, and room on the disk."""
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from beit.batch import IGNORED
 from beit.data.decode import BadPicture
 from beit.data.pack import PackSettings, encoded
 from beit.data.sources import HasBytes, Source
 from beit.engine.state import expected_size
-from beit.nn.classifier import Classifier
 from beit.nn.counting import count_activations, count_parameters
-from beit.nn.encoder import Encoder
-from beit.nn.heads import ClassifierHead
+from beit.nn.saved_bytes import saved_bytes
+from beit.objectives.pixels import pixel_cross_entropy
 from beit.recipes.banking import views_needed
 from beit.recipes.build import (
     Precision,
@@ -22,10 +24,17 @@ from beit.recipes.build import (
     tokenizer_config,
 )
 from beit.recipes.counting import outputs_of
-from beit.recipes.downstream_models import ClassifyRecipe
+from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.machines import Machine
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.pacing import Planned, has_tokens
+from beit.recipes.planned import (
+    Planned,
+    fresh_classifier,
+    fresh_segmenter,
+    fresh_task,
+    has_tokens,
+)
+from beit.tasks.segment import SegmentTask
 from beit.tokenizer.bank import codes_size
 from beit.tokenizer.counting import count_working_memory
 from beit.tokenizer.dvae import DiscreteVAE
@@ -49,6 +58,8 @@ def memory(
     if isinstance(recipe, PretrainRecipe):
         places, outputs = mask_plan(recipe).capacity, outputs_of(recipe)
         a_picture = count_activations(config, places, outputs, half=half)
+    elif isinstance(recipe, SegmentRecipe):
+        a_picture = kept_for_segmenting(recipe, classes, half=half)
     else:
         a_picture = count_activations(config, None, classes, half=half)
     weights, working = _tokenizer(recipe)
@@ -95,8 +106,39 @@ def _model(recipe: Planned, classes: int) -> nn.Module:
         if isinstance(recipe, PretrainRecipe):
             vae = DiscreteVAE(tokenizer_config(recipe.tokenizer.model))
             return pretrain_task(recipe, vae).model
-        config = encoder_config_of(recipe.encoder)
-        return Classifier(Encoder(config), ClassifierHead(config.width, classes))
+        if isinstance(recipe, SegmentRecipe):
+            return fresh_segmenter(recipe, classes)
+        return fresh_classifier(recipe, classes)
+
+
+def kept_for_segmenting(recipe: SegmentRecipe, classes: int, *, half: bool) -> int:
+    """Bytes a picture that the forward pass of a segmenter keeps for the backward pass.
+
+    Read from a graph whose tensors have sizes and no numbers: decoders are too varied for a sum.
+    """
+    with torch.device("meta"):  # weights that are drawn have numbers
+        task = fresh_task(recipe, None, classes).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        task = task.to_empty(device="cpu")
+        # Not from one picture on: a batch of one can be viewed where others have to be copied.
+        two, three = (_kept(task, recipe, n, classes, half=half).total() for n in (2, 3))
+    return three - two
+
+
+def _kept(
+    task: nn.Module, recipe: SegmentRecipe, pictures: int, classes: int, *, half: bool
+) -> Counter[str]:
+    height, width = recipe.encoder.image_size
+    images = torch.rand(pictures, 3, height, width)
+    target = torch.randint(0, classes, (pictures, height, width))
+    assert isinstance(task, SegmentTask)
+    model = task.model
+    paths = torch.full((pictures, 2 * model.encoder.config.depth), 0.9)  # nothing is dropped
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output = model(images, paths, torch.rand(pictures, model.channel_draws))
+        heads = (output.logits, output.auxiliary)
+        losses = [pixel_cross_entropy(h, target, IGNORED)[0] for h in heads if h is not None]
+        return saved_bytes(torch.stack(losses).sum(), model)
 
 
 def _tokenizer(recipe: Planned) -> tuple[int, int]:

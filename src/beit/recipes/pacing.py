@@ -8,12 +8,8 @@ import torch
 from torch import nn
 
 from beit.data.augment import prepare
-from beit.data.views import ViewSettings
 from beit.engine.settings import FitSettings
 from beit.evaluation.codebook import codebook_report
-from beit.nn.classifier import Classifier
-from beit.nn.encoder import Encoder
-from beit.nn.heads import ClassifierHead
 from beit.recipes.build import (
     Precision,
     choose_precision,
@@ -35,22 +31,21 @@ from beit.recipes.calibration import (
     steps_of,
     timed,
 )
-from beit.recipes.counting import encoder_work, reading_work
-from beit.recipes.downstream_models import ClassifyRecipe
+from beit.recipes.counting import reading_work, trained_work
+from beit.recipes.downstream_models import SegmentRecipe
 from beit.recipes.machines import Machine, this_machine
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
-from beit.recipes.train import EVALUATION_BATCH, masked_prediction
-from beit.tasks.classify import ClassifyTask
-from beit.tasks.mixing import MixSettings
-from beit.tasks.pretrain import PretrainTask
+from beit.recipes.planned import Planned, batch_shape, evaluation, fresh_task, has_tokens, looks
+from beit.recipes.train import EVALUATION_BATCH
+from beit.tasks.segment import SegmentTask
 from beit.tokenizer.counting import TokenizerWork, count_tokenizer_work
 from beit.tokenizer.dvae import DiscreteVAE
 
-Planned = PretrainRecipe | ClassifyRecipe
 SHALLOW = (2, 4)  # blocks of the models that stand for one too large to time
 _TYPES: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _GUESS = 0.3  # share of the peak, for deciding whether a model is too large
+_WHOLE = 2  # pictures that a segmenter is timed on, each seen through many windows
 NOTHING = Cost(0.0, 0.0)
 
 
@@ -79,11 +74,6 @@ class Pace:
     notes: tuple[str, ...] = ()
 
 
-def has_tokens(recipe: Planned) -> bool:
-    """Whether a tokenizer plays a part."""
-    return isinstance(recipe, PretrainRecipe) and recipe.objective.target == "tokens"
-
-
 def tokenizer_work(recipe: PretrainRecipe) -> TokenizerWork:
     """Work of the tokenizer in its own training."""
     return count_tokenizer_work(tokenizer_config(recipe.tokenizer.model))
@@ -94,9 +84,11 @@ def assumed_pace(recipe: Planned, machine: Machine, classes: int) -> Pace:
     asked = recipe.engine.precision
     precision = machine.best if asked == "auto" else asked
     speed = machine.rate(precision) * (machine.share or 1.0)
-    work = encoder_work(recipe, classes)
+    work = trained_work(recipe, classes)
     step, forward = Cost(0.0, work.training / speed), work.forward / speed
     share = f"a step is assumed to reach {machine.share} of {machine.name}'s rate (--share)"
+    if isinstance(recipe, SegmentRecipe):
+        forward *= looks(recipe)
     if not has_tokens(recipe):
         return Pace(machine, precision, step, evaluation=forward, notes=(share,))
     assert isinstance(recipe, PretrainRecipe)
@@ -160,8 +152,6 @@ class _Bench:
         self.least = 2  # pictures: classifiers mix pairs, and a tokenizer never reads one alone
         settings = fit_settings(recipe.optim, recipe.engine, 1, device)
         self.settings: FitSettings = uncompiled(settings)
-        views = view_settings(recipe.views, patch_view=recipe.encoder.image_size)
-        self.views: ViewSettings = views
         self.vae: DiscreteVAE | None = None
         if isinstance(recipe, PretrainRecipe):
             vae = DiscreteVAE(tokenizer_config(recipe.tokenizer.model))
@@ -173,7 +163,7 @@ class _Bench:
         few = min(self.micro, 4)
         said = "timed without compiling: --engine.compile makes a step shorter"
         faster = (said,) if self.device.type == "cuda" else ()
-        seconds = 6 * few * encoder_work(self.recipe, self.classes).training / (_GUESS * rate)
+        seconds = 6 * few * trained_work(self.recipe, self.classes).training / (_GUESS * rate)
         if seconds < budget or depth <= SHALLOW[1]:
             task = self._task(self.recipe)
             found = cost(self._make(task), self.micro, 0.8 * budget, self.device, least=self.least)
@@ -181,7 +171,7 @@ class _Bench:
             return found.cost, each, (f"timed at {found.pictures} pictures a micro-batch", *faster)
         shallow = []
         for blocks in SHALLOW:
-            task = self._task(replace(self.recipe, {"encoder.depth": blocks}))
+            task = self._task(_of_depth(self.recipe, blocks))
             make = self._make(task)
             shallow.append(cost(make, self.micro, budget / 2, self.device, least=self.least))
         times = (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
@@ -190,7 +180,8 @@ class _Bench:
             f"timed with {SHALLOW[0]} and {SHALLOW[1]} of {depth} blocks, at "
             f"{shallow[1].pictures} pictures a micro-batch, and continued in proportion to FLOP"
         )
-        return step, step.each / 3, (note, *faster)
+        seen = looks(self.recipe) if isinstance(self.recipe, SegmentRecipe) else 1
+        return step, seen * step.each / 3, (note, *faster)
 
     def tokens(self, budget: float) -> Cost:
         """Codes from the frozen tokenizer, its view's augmentation included."""
@@ -207,46 +198,30 @@ class _Bench:
         return cost(make, self.micro, budget, self.device, least=self.least).cost
 
     def _task(self, recipe: Planned) -> nn.Module:
-        if isinstance(recipe, PretrainRecipe):
-            return pretrain_task(recipe, self.vae)
-        config, tuning = encoder_config_of(recipe.encoder), recipe.tuning
-        head = ClassifierHead(config.width, self.classes, tuning.pool)
-        mixing = MixSettings(**recipe.mixing.model_dump())
-        model = Classifier(Encoder(config), head)
-        return ClassifyTask(model, mixing=mixing, layer_decay=tuning.layer_decay)
+        return fresh_task(recipe, self.vae, self.classes)
 
     def _make(self, task: nn.Module) -> Callable[[int], Call]:
-        recipe = self.recipe
-        if isinstance(recipe, PretrainRecipe):
-            shape = Shape(self.views, mask_plan(recipe), encoder_config_of(recipe.encoder).grid)
-        else:
-            shape = Shape(self.views, classes=self.classes)
+        shape = batch_shape(self.recipe, self.classes)
         return steps_of(task, shape, self.settings, self.device)
 
     @torch.no_grad()
     def _evaluation(self, task: nn.Module, pictures: int) -> float:
         """Seconds a picture of what is done with the validation pictures."""
         task.eval()
-        recipe, vae = self.recipe, self.vae
-        if not isinstance(recipe, PretrainRecipe):
-            assert isinstance(task, ClassifyTask)
-            batch = prepare(random_batch(Shape(self.views), pictures, self.device))
-            assert batch.patch_view is not None
-            view, model = batch.patch_view, task.model
-            return _twice(lambda: model(view), self.device) / pictures
-        if not has_tokens(recipe):
-            return 0.0  # nothing is evaluated
-        assert vae is not None and isinstance(task, PretrainTask)
-        size = vae.config.view_size(encoder_config_of(recipe.encoder).grid)
-        views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=size)
-        batch = prepare(random_batch(Shape(views, mask_plan(recipe)), pictures, self.device))
-        look = (task.model, vae)
-        return _twice(lambda: masked_prediction(*look, iter([batch])), self.device) / pictures
+        pictures = min(pictures, _WHOLE) if isinstance(task, SegmentTask) else pictures
+        call = evaluation(self.recipe, task, self.vae, pictures, self.device)
+        return 0.0 if call is None else _twice(call, self.device) / pictures
 
 
 def uncompiled(settings: FitSettings) -> FitSettings:
     """For timing: each size of batch would be compiled anew, longer than all the rest."""
     return dataclasses.replace(settings, compile=False)
+
+
+def _of_depth(recipe: Planned, blocks: int) -> Planned:
+    """The recipe with a shallower model; a decoder reads what it reads by itself."""
+    read = {"decoder.layers": None} if isinstance(recipe, SegmentRecipe) else {}
+    return replace(recipe, {"encoder.depth": blocks, **read})
 
 
 def _small(recipe: PretrainRecipe) -> PretrainRecipe:

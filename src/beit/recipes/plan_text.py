@@ -14,6 +14,7 @@ _STAGES = {
     "bank": "bank of tokens",
     "pretrain_banked": "pre-training, banked tokens",
     "classify": "fine-tuning",
+    "segment": "fine-tuning",
 }
 
 

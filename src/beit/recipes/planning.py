@@ -3,11 +3,12 @@
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from beit.data.loader import LoaderSettings, training_batches
+from beit.data.loader import LoaderSettings, pair_batches, training_batches
+from beit.data.pairs import PairSource
 from beit.data.sources import Source, open_source
 from beit.data.views import ViewSettings
 from beit.errors import UserError
@@ -18,25 +19,21 @@ from beit.recipes.build import (
     choose_workers,
     encoder_config_of,
     fit_settings,
+    joint_view_settings,
     mask_plan,
     tokenizer_config,
     view_settings,
 )
 from beit.recipes.calibration import Cost, seconds_a_picture
 from beit.recipes.checks import refuse_impossible
-from beit.recipes.counting import CLASSES, counted, encoder_work, reading_work
-from beit.recipes.downstream_models import ClassifyRecipe, Recipe
+from beit.recipes.counting import CLASSES, MASK_CLASSES, counted, reading_work, trained_work
+from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.machines import HERE, Machine, named_machine
-from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe
+from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
-from beit.recipes.pacing import (
-    Pace,
-    Planned,
-    assumed_pace,
-    has_tokens,
-    measured_pace,
-    tokenizer_work,
-)
+from beit.recipes.pacing import Pace, assumed_pace, measured_pace, tokenizer_work
+from beit.recipes.planned import Planned, has_tokens, usual_size, views_of
+from beit.recipes.segment import paired_sources
 from beit.recipes.token_precision import with_token_precision
 
 _LOOK = 1.0  # seconds that reading pictures is timed for, each kind of view
@@ -111,14 +108,14 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
     device, machine = choose_device(request.device), _named(request)
     where = device if machine is None else torch.device(machine.device)
     recipe = _as_it_runs(recipe, request, where)
-    sources = _sources(request)
+    sources = _sources(recipe, request)
     pictures = request.images if sources is None else len(sources[0])
     assert pictures is not None
     if pictures == 0:
         raise UserError(f"{request.data} holds no picture to train on")
     refuse_impossible(recipe, request.devices, pictures, device)
     classes = len(sources[0].classes) if sources is not None else 0
-    classes = classes or CLASSES
+    classes = classes or (MASK_CLASSES if isinstance(recipe, SegmentRecipe) else CLASSES)
     if machine is None:
         pace = measured_pace(recipe, device, request.devices, request.seconds, classes)
     else:
@@ -127,8 +124,8 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
     held_out = 0 if sources is None else len(sources[1])
     run = _Run(recipe, pace, request.devices, pictures, held_out, reading, device)
     disk = footprint.disk(recipe, pictures, classes)
-    if sources is not None:
-        disk |= footprint.packed_size(sources)
+    if sources is not None and not isinstance(recipe, SegmentRecipe):
+        disk |= footprint.packed_size(sources)  # masks are not packed
     return {
         "recipe": recipe.name,
         "images": pictures,
@@ -140,14 +137,14 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
         "input": None if sources is None else asdict(reading),
         "memory": footprint.memory(recipe, pace.machine, pace.precision, request.devices, classes),
         "disk": disk,
-        "notes": [*pace.notes, *_notes(request)],
+        "notes": [*pace.notes, *_notes(recipe, request, classes)],
     }
 
 
 def _as_it_runs(recipe: Recipe, request: PlanRequest, device: torch.device) -> Planned:
     """The recipe as it would run on a device; what cannot be planned is refused."""
-    if not isinstance(recipe, PretrainRecipe | ClassifyRecipe):
-        raise UserError("plan knows pretrain and classify; `beit recipes show` counts a segmenter")
+    if isinstance(recipe, TokenizerRecipe):
+        raise UserError("plan tells of a tokenizer's training within the pre-training's: name that")
     if (request.images is None) == (request.data is None):
         raise UserError("plan needs either --images N or --data SRC, to know how many there are")
     _refuse_numbers(request)
@@ -183,9 +180,11 @@ def _refuse_numbers(request: PlanRequest) -> None:
             raise UserError(f"{flag} has no use here, where it is measured; name a --machine")
 
 
-def _sources(request: PlanRequest) -> tuple[Source, Source] | None:
+def _sources(recipe: Planned, request: PlanRequest) -> tuple[Source, Source] | None:
     if request.data is None:
         return None
+    if isinstance(recipe, SegmentRecipe):
+        return paired_sources(recipe, request.data)
     return open_source(request.data, "train"), open_source(request.data, "val")
 
 
@@ -202,8 +201,8 @@ def _counts(recipe: Planned, classes: int) -> dict[str, Any]:
     """Parameters and GFLOP a picture."""
     found = counted(recipe)
     work: dict[str, float] = dict(found["gflop_per_picture"])
-    if isinstance(recipe, ClassifyRecipe):
-        own = encoder_work(recipe, classes)
+    if not isinstance(recipe, PretrainRecipe):
+        own = trained_work(recipe, classes)
         work = {"forward": own.forward / 1e9, "forward_and_backward": own.training / 1e9}
     elif has_tokens(recipe):
         work["tokenizer_training"] = tokenizer_work(recipe).training / 1e9
@@ -218,7 +217,7 @@ def _machine(pace: Pace, recipe: Planned, devices: int, classes: int) -> dict[st
     """The device, and what share of its rate a step has."""
     machine = pace.machine
     micro = recipe.optim.batch // devices
-    work = encoder_work(recipe, classes).training
+    work = trained_work(recipe, classes).training
     rate = machine.rate(pace.precision)
     shares = {"share_of_rate": work * micro / pace.step.at(micro) / rate}
     if isinstance(recipe, PretrainRecipe) and has_tokens(recipe):
@@ -238,18 +237,23 @@ def _machine(pace: Pace, recipe: Planned, devices: int, classes: int) -> dict[st
 
 def _input(recipe: Planned, request: PlanRequest, source: Source, device: torch.device) -> _Input:
     """Time the reading of pictures, as each kind of run asks for it."""
+    settings = LoaderSettings(_LOADED, recipe.engine.seed)
 
     def each(views: ViewSettings) -> float:
         masks = mask_plan(recipe) if isinstance(recipe, PretrainRecipe) else None
-        settings = LoaderSettings(_LOADED, recipe.engine.seed)
         return seconds_a_picture(training_batches(source, views, masks, settings, 0), _LOOK)
 
-    size, tokenizer = recipe.encoder.image_size, 0.0
-    banked = live = each(view_settings(recipe.views, patch_view=size))
+    tokenizer = 0.0
+    if isinstance(recipe, SegmentRecipe):
+        pairs = cast(PairSource, source)
+        pieces = pair_batches(pairs, joint_view_settings(recipe), settings, 0)
+        banked = live = seconds_a_picture(pieces, _LOOK)
+    else:
+        banked = live = each(views_of(recipe))
     if isinstance(recipe, PretrainRecipe) and has_tokens(recipe):
         config = tokenizer_config(recipe.tokenizer.model)
         view = config.view_size(encoder_config_of(recipe.encoder).grid)
-        live = each(view_settings(recipe.views, patch_view=size, token_view=view))
+        live = each(views_of(recipe, view))
         own = view_settings(recipe.tokenizer.views, token_view=config.image_size)
         tokenizer = each(own)
     workers = choose_workers(recipe.data, device, request.devices)
@@ -283,7 +287,9 @@ class _Run:
         recipe, pace, reading = self.recipe, self.pace, self.reading
         own = recipe.optim, recipe.engine
         if not isinstance(recipe, PretrainRecipe) or not has_tokens(recipe):
-            name = "pretrain" if isinstance(recipe, PretrainRecipe) else "classify"
+            name = {PretrainRecipe: "pretrain", ClassifyRecipe: "classify"}.get(
+                type(recipe), "segment"
+            )
             return {name: self._stage(*own, (pace.step,), reading.banked, pace.evaluation)}
         first = recipe.tokenizer
         live = (pace.step, pace.tokens)
@@ -339,9 +345,14 @@ class _Run:
         }
 
 
-def _notes(request: PlanRequest) -> list[str]:
+def _notes(recipe: Planned, request: PlanRequest, classes: int) -> list[str]:
     """What is not in the figures."""
     notes = []
+    if request.data is None and not isinstance(recipe, PretrainRecipe):
+        notes.append(f"counted with {classes:,} classes; --data SRC knows how many there are")
+    if isinstance(recipe, SegmentRecipe) and request.data is not None:
+        height, width = usual_size(recipe)
+        notes.append(f"evaluations are those of pictures of {width} x {height} pixels")
     if request.devices > 1:
         notes.append(
             f"{request.devices} devices are counted as {request.devices} times one; what they tell "
