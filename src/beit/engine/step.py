@@ -3,6 +3,9 @@
 The gradient of a step is that of the mean loss over all weighted things of the global batch,
 however it is cut into micro-batches and ranks: each micro-batch adds the gradient of loss * weight,
 and the sum is divided by the total weight of the step, on the device, together with clipping.
+
+Departure: every rank holds the whole model (DistributedDataParallel). The plan wanted fully_shard
+for models that do not fit; large's weights, gradients and averages take 5 GB.
 """
 
 import warnings

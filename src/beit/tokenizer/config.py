@@ -17,6 +17,10 @@ class DiscreteVAEConfig:
     with a nearest doubling between them, and an output convolution; what is still missing to the
     full resolution is made up by a pixel shuffle.
 
+    Departure: by itself it has bounded logits, codes that the decoder shares, a Gaussian with a
+    learned variance and a KL of weight 1; DALL-E has linear logits, codes of the decoder's own,
+    logit-Laplace and 6.6.
+
     Attributes:
         image_size: (height, width) in pixels, each a multiple of `stride`.
         vocabulary: Number of codes, K.
