@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.engine.logging import MetricsLog, Progress, encode_row, human_time
-from beit.files import atomic_write_text, human_bytes
+from beit.engine.logging import MetricsLog, Progress, encode_row
+from beit.files import atomic_write_text
 from engine.engine_toy import SETTINGS, rows_of, run_toy
 
 
@@ -136,21 +136,6 @@ def test_a_terminal_that_goes_away_stops_nothing() -> None:
     progress._live = True
     progress.update(place(3))
     progress.say("x")
-
-
-def test_units() -> None:
-    assert [human_time(s) for s in (4.4, 185, 7800, 3 * 86400 + 4 * 3600)] == [
-        "4 s",
-        "3 min 05 s",
-        "2 h 10 min",
-        "3 d 4 h",
-    ]
-    assert [human_bytes(b) for b in (12, 1500, 3_200_000_000, 4 * 10**12)] == [
-        "12 bytes",
-        "1.5 kB",
-        "3.2 GB",
-        "4.0 TB",
-    ]
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(

@@ -12,7 +12,7 @@ from beit.report.tables import (
     spread_cell,
     text_table,
 )
-from beit.report.text import format_duration, format_number, format_percent, printable
+from beit.report.text import format_number, format_percent, printable
 
 
 @pytest.mark.parametrize(
@@ -32,24 +32,6 @@ from beit.report.text import format_duration, format_number, format_percent, pri
 )
 def test_numbers(value: float, text: str) -> None:
     assert format_number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.42, "0.4 s"),
-        (9.96, "10 s"),
-        (12, "12 s"),
-        (59.7, "1 min"),
-        (185, "3 min 5 s"),
-        (7_810, "2 h 10 min"),
-        (90_000, "1 d 1 h"),
-        (3_605, "1 h"),
-        (math.inf, "unknown"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 def test_percent() -> None:

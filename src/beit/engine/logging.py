@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from beit.files import fsync_folder, human_bytes, naming
+from beit.files import fsync_folder, human_bytes, human_time, naming
 
 Row = Mapping[str, Any]
 _PLACE = frozenset({"step", "epoch", "samples_seen", "split"})
@@ -212,15 +212,3 @@ class Progress:
             self._stream.flush()
         except (OSError, ValueError):  # the terminal went away; the run need not
             self._live = False
-
-
-def human_time(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from beit.files import human_bytes
+from beit.files import human_bytes, human_time
 from beit.report.tables import Table, text_table
-from beit.report.text import format_duration
 
 _STAGES = {
     "tokenizer": "tokenizer",
@@ -77,9 +76,9 @@ def _stages(plan: Mapping[str, Any]) -> Table:
     for name, stage in plan["stages"].items():
         steps = f"{stage['steps']:,}" if "steps" in stage else f"{stage['views']:,} views"
         row = [_STAGES[name], steps, _rate(stage["pictures_per_second"])]
-        row.append(format_duration(stage["seconds"]))
+        row.append(human_time(stage["seconds"]))
         looking = stage.get("evaluation_seconds")
-        told = [format_duration(looking) if looking else "", stage["bottleneck"] or ""]
+        told = [human_time(looking) if looking else "", stage["bottleneck"] or ""]
         rows.append([*row, *told[: len(more)]])
     return Table([*header, *more], rows)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from beit.engine.run_folder import RunFolder
 from beit.errors import UserError
-from beit.files import fsync_folder, human_bytes
+from beit.files import fsync_folder, human_bytes, human_time
 
 _EVERY = 10.0  # seconds between two lines of progress
 
@@ -99,10 +99,4 @@ class Progress:
         left = (self._total - self._done) / max(rate, 1e-6)
         share = f"{self._done / max(1, self._total):.0%}"
         text = f"{self._done:,} of {self._total:,} {self._what} ({share}), {rate:,.0f} a second"
-        return text if self._done >= self._total else f"{text}, {_minutes(left)} left"
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return text if self._done >= self._total else f"{text}, {human_time(left)} left"

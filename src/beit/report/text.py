@@ -45,19 +45,3 @@ def format_percent(share: float, digits: int = _PERCENT_DIGITS) -> str:
     if not math.isfinite(share):
         return format_number(share)
     return f"{100 * share:.{digits}f} %"
-
-
-def format_duration(seconds: float) -> str:
-    """Write a time span with its two largest units: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    units = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-    parts = []
-    for size, name in units:
-        count, whole = divmod(whole, size)
-        parts.append((count, name))
-    first = next(place for place, (count, _) in enumerate(parts) if count)
-    return " ".join(f"{count} {name}" for count, name in parts[first : first + 2] if count)
