@@ -189,7 +189,8 @@ class Progress:
         if self._pace > 0:
             parts.append(f"{self._pace:.0f} pictures/s")
             left = (self._total - int(row["step"])) / max(self._steps_pace, 1e-9)
-            parts.append(f"{human_time(left)} left")
+            if left:
+                parts.append(f"{human_time(left)} left")
         if memory is not None:
             parts.append(human_bytes(memory))
         return "  ".join(parts)

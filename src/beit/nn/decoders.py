@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from beit.nn.batch_norm import RankedBatchNorm2d
 from beit.nn.decoder_config import DecoderConfig, PixelNorm
 from beit.nn.transformer import NORM_EPSILON
 
@@ -31,7 +32,7 @@ def map_norm(kind: PixelNorm, channels: int) -> nn.Module:
     Groups have eight channels or more: one channel of a 1x1 map, normalised alone, would be 0.
     """
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return RankedBatchNorm2d(channels)
     fitting = (2**power for power in range(int(math.log2(_LARGEST_GROUPS)), -1, -1))
     groups = next((n for n in fitting if channels % n == 0 and channels >= n * _SMALLEST_GROUP), 1)
     return nn.GroupNorm(groups, channels)

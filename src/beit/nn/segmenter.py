@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from beit.errors import UserError
+from beit.nn.batch_norm import ranks
 from beit.nn.decoder_config import DecoderConfig
 from beit.nn.decoders import ConvolutionalHead, ProgressiveUpsampling
 from beit.nn.encoder import Encoder
@@ -80,7 +81,7 @@ class Segmenter(nn.Module):
         Raises:
             UserError: A single picture is to train batch norms.
         """
-        if self.training and self.config.norm == "batch" and len(images) < 2:
+        if self.training and self.config.norm == "batch" and len(images) * ranks() < 2:
             raise UserError(
                 "batch norm cannot train on a micro-batch of one picture; "
                 "give it two or more, or choose the norm group"

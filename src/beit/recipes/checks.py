@@ -60,10 +60,10 @@ def _refuse_micro_batch(recipe: Recipe, ranks: int, micro: int) -> None:
         raise UserError(
             f"{each} they are mixed in pairs; choose an --optim.batch that leaves an even number"
         )
-    if isinstance(recipe, SegmentRecipe) and recipe.decoder.norm == "batch" and micro < 2:
+    if isinstance(recipe, SegmentRecipe) and recipe.decoder.norm == "batch" and ranks * micro < 2:
         raise UserError(
-            f"{each} batch norm needs two or more; choose a larger --optim.batch, a smaller "
-            "--optim.accumulate, or --decoder.norm group"
+            "one picture would be learned from at a time, but batch norm needs two or more; choose "
+            "a larger --optim.batch, a smaller --optim.accumulate, or --decoder.norm group"
         )
 
 

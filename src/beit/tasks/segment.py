@@ -20,8 +20,7 @@ class SegmentTask(nn.Module):
     What no logit depends on (the mask embedding, blocks after the last that is read) is frozen, so
     that every trained parameter has a gradient, which several ranks ask for.
 
-    Departure: the reference has batch norm take its statistics over all ranks; here each takes them
-    of its own pictures. Dropout is drawn by row.
+    Departure: dropout is drawn by row, so that ranks and accumulation change nothing.
 
     Args:
         model: Encoder and decoder.
@@ -77,7 +76,7 @@ class SegmentTask(nn.Module):
         return layer_decay_scales(self.model.encoder, self.layer_decay)
 
     def cutting(self) -> Cutting:
-        """Batch norm takes its statistics over a micro-batch, of two pictures at least."""
+        """Batch norm takes its statistics over a micro-batch, of two pictures to be safe."""
         if self.model.config.norm == "batch":
             return Cutting(2, "batch norm then takes its statistics over fewer pictures")
         return dropout_cutting(self.model.encoder)
