@@ -44,6 +44,20 @@ def errors(
     return [float((a - b).norm() / b.norm()) for a, b in pairs if a is not None and b is not None]
 
 
+def frozen_or_turned_biases() -> None:
+    """A bias without a gradient, and one whose rows are not in the order of memory."""
+    projected, drawn = torch.randn(1, 16, 3, 2, 16), torch.randn(2, 16, 16)
+    for bias in (drawn, drawn.mT):
+        ours, exact = projected.clone().requires_grad_(), projected.double().requires_grad_()
+        mixed, oracle = fused_attention(ours, bias), expected(exact, bias.double())
+        received = torch.randn_like(mixed)
+        torch.autograd.backward(mixed, received)
+        torch.autograd.backward(oracle, received.double())
+        for found, wanted in ((mixed, oracle), (ours.grad, exact.grad)):
+            assert found is not None and wanted is not None
+            assert float((found - wanted).norm() / wanted.norm()) < 2e-6
+
+
 def main() -> None:
     torch.manual_seed(0)
     for shape in SHAPES:
@@ -56,6 +70,10 @@ def main() -> None:
     torch.library.opcheck(_mix, (projected, bias), atol=1e-4, rtol=1e-4)
     torch.library.opcheck(_mix, (projected, None), atol=1e-4, rtol=1e-4)
     assert works_on(CPU)
+    for elsewhere in (torch.inference_mode(), torch.device("meta"), torch.no_grad()):
+        with elsewhere:  # whatever the first caller had on
+            assert works_on(CPU)
+    frozen_or_turned_biases()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         backward = fused_kernels.backward

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from beit.nn import fused_attention as fused
 from beit.nn.attention import attend_projected, attention_probabilities, split_projected
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.fused_attention import fused_attention, is_leaving, is_made_for
@@ -96,7 +97,38 @@ def test_only_an_export_leaves() -> None:
     values = torch.zeros(2)
     assert int(Noting()(values)) == 0
     assert int(torch.compile(Noting(), fullgraph=True, backend="eager")(values)) == 0
-    assert int(torch.export.export(Noting(), (values,)).module()(values)) == 1
+    for strict in (False, True):
+        assert int(torch.export.export(Noting(), (values,), strict=strict).module()(values)) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "triton", "works", "good"),
+    [
+        ((9, 0), None, True, True, True),
+        ((9, 0), None, True, False, False),
+        ((9, 0), None, False, True, False),
+        ((9, 0), "6.0", True, True, False),  # AMD's
+        ((8, 0), None, True, True, False),
+        ((10, 0), None, True, True, False),
+    ],
+)
+def test_cards_that_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    hip: str | None,
+    triton: bool,
+    works: bool,
+    good: bool,
+) -> None:
+    """Each card is asked about itself, not about the current one."""
+    card = torch.device("cuda:1")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {card: capability}.get)
+    monkeypatch.setattr(torch.cuda, "get_device_name", {card: "imagined"}.get)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
+    monkeypatch.setattr(fused, "works_on", {card: works}.get)
+    monkeypatch.setattr(fused, "_usable", {})
+    assert fused._card_is_good_for_it(card) is good
 
 
 @TORCHS_OWN

@@ -1,6 +1,7 @@
 """From a recipe's words to what the device gets."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from beit.engine.distribution import World
 from beit.engine.fit import _deterministic
 from beit.engine.settings import promise_repeatable_products
+from beit.recipes import build
 from beit.recipes.build import (
     choose_compilation,
     choose_precision,
@@ -102,20 +104,58 @@ def test_ranks_share_the_cores_of_their_own_host(
 
 def test_a_step_is_compiled_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc" if name == "cc" else None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(build, "_triton_works_on", lambda device: device == gpu)
     assert choose_compilation(None, gpu, 2000)
     assert not choose_compilation(None, gpu, 1999)
+    assert not choose_compilation(None, torch.device("cuda:1"), 2000)
     assert not choose_compilation(None, cpu, 10**6)
     assert choose_compilation(True, cpu, 1) and not choose_compilation(False, gpu, 10**6)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not choose_compilation(None, gpu, 2000)
+
+
+@pytest.mark.parametrize(
+    ("missing", "works"),
+    [("", True), ("triton", False), ("gcc", False), ("Python.h", False), ("card", False)],
+)
+def test_what_triton_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, works: bool
+) -> None:
+    """Its own package, a C compiler, Python's headers, and a card that it knows."""
+    capability = (6, 1) if missing == "card" else (7, 0)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: missing != "triton" or None)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "gcc" != missing else None)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    if missing != "Python.h":
+        (tmp_path / "Python.h").touch()
+    assert build._triton_works_on(torch.device("cuda")) is works
+    if missing == "gcc":
+        monkeypatch.setenv("CC", "tcc")
+        assert build._triton_works_on(torch.device("cuda"))
+
+
+def test_repeatable_runs_are_compiled_only_when_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "_triton_works_on", lambda device: True)
+    optim = OptimRecipe(batch=10, base_batch=10, epochs=800)
+
+    def compiled(**engine: bool) -> bool:
+        return fit_settings(optim, EngineRecipe(**engine), 50, torch.device("cuda")).compile
+
+    monkeypatch.setattr(build, "choose_precision", lambda *given: "bfloat16")
+    assert compiled() and not compiled(deterministic=True)
+    assert compiled(deterministic=True, compile=True)
 
 
 def test_evaluations_are_not_more_than_a_hundred_unless_asked_for() -> None:
     optim = OptimRecipe(batch=10, base_batch=10, epochs=800)
     settings = fit_settings(optim, EngineRecipe(), 50, torch.device("cpu"))  # 5 steps an epoch
     assert (settings.total_steps, settings.evaluate_every) == (4000, 40)
+    settings = fit_settings(
+        OptimRecipe(batch=10, base_batch=10, steps=4001), EngineRecipe(), 50, torch.device("cpu")
+    )
+    assert settings.evaluate_every == 41  # 98 of them, where every 40 steps would be 101
     settings = fit_settings(optim, EngineRecipe(evaluate_every=3), 50, torch.device("cpu"))
     assert settings.evaluate_every == 3
     settings = fit_settings(optim, EngineRecipe(), 400_000, torch.device("cpu"))

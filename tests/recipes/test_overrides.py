@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from beit.errors import UserError
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
+from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import (
     FREE_TO_CHANGE,
     apply_overrides,
@@ -22,6 +23,7 @@ from beit.recipes.overrides import (
     replace,
     validated,
 )
+from beit.recipes.stage import recipe_fingerprint
 
 RECIPE = pretrain_recipe("digits")
 VALUES: list[tuple[str, Any]] = [
@@ -100,6 +102,19 @@ def test_yaml_and_back(name: str) -> None:
     recipe = pretrain_recipe(name)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     assert validated(PretrainRecipe, yaml.safe_load(text)) == recipe
+
+
+@pytest.mark.parametrize("compiled", [None, False, True])
+def test_runs_of_earlier_versions_go_on(compiled: bool | None) -> None:
+    """Hashes made at commit 482d5e2, when `engine.compile` counted and was false by itself."""
+    recipes: list[tuple[Any, str]] = [
+        (replace(RECIPE, {"tokens.precision": "float32"}), "d78929c0470b30d7"),
+        (tokenizer_recipe("digits"), "87157d5a338ad338"),
+        (classify_recipe("digits"), "9347762f0b826e0e"),
+        (segment_recipe("digits"), "c6192dee7b511923"),
+    ]
+    for recipe, hashed in recipes:
+        assert recipe_fingerprint(replace(recipe, {"engine.compile": compiled})) == hashed
 
 
 def test_what_decides_leaves_out_only_what_is_free() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -98,22 +99,24 @@ def test_half_precision_weights_of_the_output_layer_change_few_codes(
 def test_compiled_is_the_same_but_for_rounding(
     config: DiscreteVAEConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a backend that rounds as eager does: one graph a module, and every code the same."""
-    compiled: list[nn.Module] = []
+    """With a backend that rounds as eager does: a graph for each size of batch, the same codes."""
+    graphs: list[torch.fx.GraphModule] = []
 
-    def compile_quickly(module: nn.Module) -> None:
-        compiled.append(module)
-        forward = torch.compile(module.forward, fullgraph=True, backend="eager")
-        monkeypatch.setattr(module, "_compiled_call_impl", forward)
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
 
+    original = nn.Module.compile
     torch.compiler.reset()
-    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    monkeypatch.setattr(nn.Module, "compile", lambda module: original(module, backend=counting))
     tokens = TokenReader(vae(config), "bfloat16", compiled=True)
-    assert compiled == [tokens._cheap]
-    TokenReader(vae(config), "float32", compiled=True)
-    assert len(compiled) == 1, "float32 is never compiled"
     plain, views = TokenReader(vae(config), "bfloat16"), images(config)
     assert torch.equal(tokens.codes(views), plain.codes(views))
+    assert len(graphs) == 1
+    assert torch.equal(tokens.codes(views[:2]), plain.codes(views[:2]))
+    assert len(graphs) <= 2
+    TokenReader(vae(config), "float32", compiled=True).codes(views)
+    assert len(graphs) <= 2, "float32 is never compiled"
 
 
 def test_the_devices_parts_are_one_graph_each() -> None:

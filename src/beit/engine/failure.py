@@ -84,7 +84,11 @@ def explained(
         return _out_of_memory(settings, step, world_size, device, cutting)
     if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = text.strip().partition("\n")[0]
-        return UserError(f"torch.compile does not work here ({reason}): set --engine.compile false")
+        return UserError(
+            f"torch.compile does not work here ({reason}): set engine.compile to false in the "
+            "recipe (--engine.compile false; --tokenizer.engine.compile false where it is the "
+            "tokenizer of a pre-training that is trained)"
+        )
     return None
 
 

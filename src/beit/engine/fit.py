@@ -249,6 +249,7 @@ class _Run:
         self.metrics = self.recorder.last or self.metrics
         return {
             "samples_seen": self.samples_seen,
+            "compiled": self.settings.compile,
             "evaluated": self.evaluated,
             "stop_reason": self.stop_reason,
             "metrics": self.metrics,
@@ -279,6 +280,10 @@ class _Run:
         self.metrics, self.validation = state["metrics"], state["validation"]
         notes = [f"checkpoint {name} is refused: {reason}" for name, reason in loaded.refused]
         fell_back = ", the newest one that is sound" if notes else ""
+        compiled = self.settings.compile
+        if state.get("compiled", compiled) != compiled:
+            now = "is compiled and was not" if compiled else "was compiled and is not"
+            notes.append(f"the step {now} before: from here on results are rounded otherwise")
         return [*notes, f"going on from {loaded.path.name}{fell_back}"]
 
 

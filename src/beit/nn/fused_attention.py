@@ -9,6 +9,7 @@ differentiable, known to torch.compile, and give the same bits each time.
 
 import importlib.util
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,29 +26,32 @@ _ROW = 16  # a row of the bias is padded to a multiple: aligned, it is read in l
 def is_leaving() -> bool:
     """Whether what is computed becomes a graph for elsewhere, which cannot take kernels along.
 
-    torch 2.11 says that it exports wherever torch.compile looks.
+    Not asked by `is_exporting`, which is true in torch 2.11 wherever torch.compile looks.
     """
-    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    exporting: bool = torch.compiler._is_exporting_flag
+    return exporting
 
 
 _usable: dict[str, bool] = {}  # by card; found out once
 
 
-# torch does not type its decorator.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _card_is_good_for_it() -> bool:
+def _card_is_good_for_it(device: torch.device) -> bool:
     """Whether Triton is there and the card a Hopper on which the kernels were seen to work.
 
     Other cards have too little fast memory for a whole head's queries.
     """
-    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
+        return False  # AMD numbers its cards by nines, too
+    if importlib.util.find_spec("triton") is None:
         return False
-    if torch.cuda.get_device_capability()[0] != 9:
-        return False
-    card = torch.cuda.get_device_name()
+    card = torch.cuda.get_device_name(device)
     if card not in _usable:
-        _usable[card] = works_on(torch.device("cuda"))
+        _usable[card] = works_on(device)
     return _usable[card]
+
+
+# What `torch.compiler.assume_constant_result` does, without importing torch's compiler for it.
+_card_is_good_for_it._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def works_on(device: torch.device) -> bool:
@@ -57,7 +61,12 @@ def works_on(device: torch.device) -> bool:
     stop a run, it would spoil it.
     """
     # Also in the middle of torch.compile, whose tensors have no numbers.
-    with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with (
+        torch.inference_mode(False),
+        _disable_current_modes(),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
         try:
             apart = _difference(device)
         except Exception as error:  # whatever a compiler can raise
@@ -76,7 +85,7 @@ def _difference(device: torch.device) -> float:
     half = torch.float16  # Triton's interpreter has no bfloat16
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(half).to(device)
+        return torch.randn(shape, generator=generator, device="cpu").to(half).to(device)
 
     given = (drawn(2, 150, 3, 2, 64), drawn(2, 150, 150))
     received = drawn(2, 150, 2, 64)
@@ -101,7 +110,7 @@ def is_made_for(projected: Tensor) -> bool:
         and projected.shape[1] <= MOST_TOKENS
         and projected.shape[4] in _FEATURES
         and not is_leaving()
-        and _card_is_good_for_it()
+        and _card_is_good_for_it(projected.device)
     )
 
 
@@ -116,16 +125,22 @@ def fused_attention(projected: Tensor, bias: Tensor | None) -> Tensor:
         (B, T, H, d). Scores, softmax and bias are float32, products those of the type.
     """
     if bias is not None:
-        bias = functional.pad(bias, (0, -bias.shape[2] % _ROW))
+        bias = functional.pad(bias, (0, -bias.shape[2] % _ROW)).contiguous()
     mixed: Tensor = _mix(projected.contiguous(), bias)[0]
     return mixed
+
+
+def _on_card_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current card, which need not be the tensor's; no card for a CPU's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @torch.library.custom_op("beit::fused_attention", mutates_args=())
 def _mix(projected: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     from beit.nn.fused_kernels import forward  # Triton is not everywhere
 
-    return forward(projected, bias)
+    with _on_card_of(projected):
+        return forward(projected, bias)
 
 
 @_mix.register_fake
@@ -148,7 +163,8 @@ def _unmix(
 ) -> tuple[Tensor, Tensor]:
     from beit.nn.fused_kernels import backward
 
-    return backward(gradient, projected, bias, mixed, normalisers, wants_bias=wants_bias)
+    with _on_card_of(projected):
+        return backward(gradient, projected, bias, mixed, normalisers, wants_bias=wants_bias)
 
 
 @_unmix.register_fake

@@ -190,7 +190,8 @@ def compare_codes(
     cheap = recipe.tokens.precision != "float32"
     if given is None and not cheap:
         return None
-    exact = TokenReader(tokenizer) if given is None else token_reader(recipe, tokenizer)
+    reader = token_reader(recipe, tokenizer, once=True)
+    exact = TokenReader(tokenizer) if given is None else reader
     settings = LoaderSettings(_LOOKED_AT, seed=recipe.engine.seed)
     where = [range(min(_LOOKED_AT, len(source)))]
     batch = next(ordered_batches(source, _views(recipe, tokenizer), settings, where))
@@ -198,7 +199,7 @@ def compare_codes(
     assert batch.token_view is not None
     expected = exact.codes(batch.token_view)
     if given is None:
-        found = agreement(token_reader(recipe, tokenizer).codes(batch.token_view), expected)
+        found = agreement(reader.codes(batch.token_view), expected)
         told = f"tokens in {recipe.tokens.precision}: {found}"
         if found.share < _TRUSTED:
             raise UserError(

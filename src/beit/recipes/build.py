@@ -4,7 +4,9 @@ import importlib.util
 import math
 import os
 import shutil
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -96,9 +98,21 @@ def choose_compilation(asked: bool | None, device: torch.device, steps: int) -> 
     """
     if asked is not None:
         return asked
-    can = any(shutil.which(name) for name in ("cc", "gcc", "clang"))  # Triton builds its launchers
-    has_triton = importlib.util.find_spec("triton") is not None
-    return device.type == "cuda" and steps >= LONG_ENOUGH and can and has_triton
+    return device.type == "cuda" and steps >= LONG_ENOUGH and _triton_works_on(device)
+
+
+def _compilation(engine: EngineRecipe) -> bool | None:
+    """What is asked for: not by itself where a run must repeat, as timings choose the kernels."""
+    return False if engine.deterministic and engine.compile is None else engine.compile
+
+
+def _triton_works_on(device: torch.device) -> bool:
+    """Whether Triton is there, knows the card, and finds what it builds its launchers with."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return bool(compiler) and headers and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
@@ -172,13 +186,16 @@ def pretrain_task(recipe: PretrainRecipe, tokenizer: DiscreteVAE | None) -> Pret
     return PretrainTask(model, tokens)
 
 
-def token_reader(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> TokenReader:
+def token_reader(
+    recipe: PretrainRecipe, tokenizer: DiscreteVAE, *, once: bool = False
+) -> TokenReader:
     """The frozen tokenizer, on its device, as the recipe wants it asked.
 
-    Compiled or not whatever the length of the run: a bank is made without knowing it.
+    Compiled or not whatever the length of the run: a bank is made without knowing it. To ask it
+    `once` it is not: that would take longer, and compile the run's reader for any size of batch.
     """
     device = tokenizer.head.weight.device
-    compiled = choose_compilation(recipe.engine.compile, device, LONG_ENOUGH)
+    compiled = not once and choose_compilation(_compilation(recipe.engine), device, LONG_ENOUGH)
     precision = choose_token_precision(recipe.tokens.precision, device)
     return TokenReader(tokenizer, precision, compiled=compiled)
 
@@ -261,7 +278,7 @@ def fit_settings(
         clip=optim.clip,
         ema=optim.ema,
         precision=choose_precision(engine.precision, device),
-        compile=choose_compilation(engine.compile, device, total),
+        compile=choose_compilation(_compilation(engine), device, total),
         device=str(device),
         log_every=engine.log_every,
         save_every=engine.save_every,

@@ -18,7 +18,10 @@ AnyRecipe = TypeVar("AnyRecipe", bound=BaseModel)
 # What changes how fast or how often, but nothing that is trained.
 FREE_TO_CHANGE = frozenset(
     {"data.workers", "data.timeout", "engine.log_every", "engine.save_every", "engine.keep"}
+    | {"engine.compile"}  # rounds otherwise, as another card does
 )
+# Fields that count no more: fingerprints hold them as all runs had them that counted them.
+ONCE_DECIDING = {"engine.compile": False, "tokenizer.engine.compile": False}
 # Fields that recipes of finished runs may lack, and what those runs did.
 LATER_FIELDS = {
     "tokens.precision": "float32",

@@ -225,8 +225,9 @@ def _of_depth(recipe: Planned, blocks: int) -> Planned:
 
 
 def _small(recipe: PretrainRecipe) -> PretrainRecipe:
-    """A model that costs nothing to build, with the same target."""
-    return replace(recipe, {"encoder.width": 8, "encoder.heads": 1, "encoder.depth": 1})
+    """A model that costs nothing to build, with the same target, which is not compiled either."""
+    small = {"encoder.width": 8, "encoder.heads": 1, "encoder.depth": 1}
+    return replace(recipe, {**small, "engine.compile": False})
 
 
 def _tokenizer_pace(

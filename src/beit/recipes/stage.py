@@ -36,7 +36,12 @@ from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_oth
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.leftovers import BEST, clear_leftovers
 from beit.recipes.models import Frozen
-from beit.recipes.overrides import deciding_fields, without_later_fields
+from beit.recipes.overrides import (
+    ONCE_DECIDING,
+    deciding_fields,
+    dotted_names,
+    without_later_fields,
+)
 
 BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
 
@@ -214,7 +219,9 @@ def recipe_fingerprint(recipe: Frozen) -> str:
 
     Fields that recipes did not always have count when they are set, so that old runs go on.
     """
-    fields = json.dumps(without_later_fields(deciding_fields(recipe)), sort_keys=True)
+    names = {name for name, _, _ in dotted_names(recipe)}
+    once = {name: value for name, value in ONCE_DECIDING.items() if name in names}
+    fields = json.dumps(without_later_fields(deciding_fields(recipe)) | once, sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,8 @@ def full_float32() -> Iterator[None]:
 
     cuDNN's convolutions take TF32 unless they are told not to. The settings are global, so they are
     the caller's again afterwards. Only those that ask for TF32 are touched, and only through the
-    newer of torch's interfaces: the older one warns, and does not answer where both were used.
+    newer of torch's interfaces: the older one warns, and does not answer where both were used. A
+    place that had TF32 from `torch.backends.fp32_precision` has it of its own afterwards.
     """
     backends: Any = torch.backends
     places = (backends.cudnn.conv, backends.cuda.matmul)
