@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from beit.errors import UserError
+from beit.recipes.checks import refuse_other_recipe
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe, segment_recipe
@@ -115,6 +117,15 @@ def test_runs_of_earlier_versions_go_on(compiled: bool | None) -> None:
     ]
     for recipe, hashed in recipes:
         assert recipe_fingerprint(replace(recipe, {"engine.compile": compiled})) == hashed
+
+
+def test_a_resumed_run_may_compile_or_not(tmp_path: Path) -> None:
+    """`--engine.compile false` is the way out when compiling fails, also on resuming."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
+    other = {"engine.compile": False, "tokenizer.engine.compile": True}
+    refuse_other_recipe(replace(RECIPE, other), tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match="engine.seed"):
+        refuse_other_recipe(replace(RECIPE, {"engine.seed": 7}), tmp_path / "recipe.yaml")
 
 
 def test_what_decides_leaves_out_only_what_is_free() -> None:
