@@ -122,6 +122,7 @@ def test_cards_that_are_taken(
 ) -> None:
     """Each card is asked about itself, not about the current one."""
     card = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", {card: capability}.get)
     monkeypatch.setattr(torch.cuda, "get_device_name", {card: "imagined"}.get)

@@ -40,8 +40,10 @@ def _card_is_good_for_it(device: torch.device) -> bool:
 
     Other cards have too little fast memory for a whole head's queries.
     """
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
+    if not torch.cuda.is_available() or torch.version.hip is not None:
         return False  # AMD numbers its cards by nines, too
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return False
     if importlib.util.find_spec("triton") is None:
         return False
     card = torch.cuda.get_device_name(device)
