@@ -122,6 +122,7 @@ def test_what_triton_needs(
     """Its own package, a C compiler, Python's headers, and a card that it knows."""
     capability = (6, 1) if missing == "card" else (7, 0)
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: missing != "triton" or None)
     monkeypatch.setattr("shutil.which", lambda name: name if name == "gcc" != missing else None)

@@ -108,7 +108,7 @@ def _compilation(engine: EngineRecipe) -> bool | None:
 
 def _triton_works_on(device: torch.device) -> bool:
     """Whether Triton is there, knows the card, and finds what it builds its launchers with."""
-    if importlib.util.find_spec("triton") is None:
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
