@@ -46,8 +46,21 @@ def rand_augment(config: str, size: tuple[int, int]) -> Transform:
         "img_mean": tuple(round(255 * mean) for mean in MEAN),  # what turning leaves bare
         "interpolation": Image.Resampling.BICUBIC,
     }
-    transform: Transform = rand_augment_transform(config, settings)
-    return transform
+    transform = rand_augment_transform(config, settings)
+    for operation in transform.ops:
+        # timm draws "no bits" now and then, which Pillow refuses from version 13 on.
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterized
+    found: Transform = transform
+    return found
+
+
+def _posterized(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each channel; of none of them black is left."""
+    if bits >= 8:
+        return image
+    kept = 0xFF << (8 - max(0, bits)) & 0xFF
+    return image.point(lambda value: value & kept)
 
 
 def rand_augmented(view: Tensor, config: str, generator: np.random.Generator) -> Tensor:
