@@ -143,6 +143,10 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         for name in ("data", "recipe"):
             with pytest.raises(UserError, match=f"the {name} is not the one"):
                 fit(ToyTask(), batches, SETTINGS, run=run, resume=True, fingerprints={name: "?"})
+        known = replace(SETTINGS, earlier=frozenset({"toy"}))  # what the run has
+        fit(ToyTask(), batches, known, run=run, resume=True, fingerprints={"recipe": "?"})
+    stopped_at(tmp_path / "again", 6, SETTINGS)
+    with RunFolder.open(tmp_path / "again", resume=True) as run:
         with pytest.raises(UserError, match="8 pictures a step and would go on with 16"):
             fit(ToyTask(), batches, replace(SETTINGS, global_batch=16), run=run, resume=True)
         other = ToyTask()

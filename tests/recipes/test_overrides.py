@@ -25,9 +25,10 @@ from beit.recipes.overrides import (
     replace,
     validated,
 )
-from beit.recipes.stage import recipe_fingerprint
+from beit.recipes.stage import earlier_fingerprints, recipe_fingerprint
 
 RECIPE = pretrain_recipe("digits")
+BETWEEN = "74509234e283054f"  # the hash of a recipe that a few versions gave
 VALUES: list[tuple[str, Any]] = [
     ("3e-4", 3e-4),
     ("1E5", 1e5),
@@ -116,7 +117,11 @@ def test_runs_of_earlier_versions_go_on(compiled: bool | None) -> None:
         (segment_recipe("digits"), "c6192dee7b511923"),
     ]
     for recipe, hashed in recipes:
-        assert recipe_fingerprint(replace(recipe, {"engine.compile": compiled})) == hashed
+        changed = replace(recipe, {"engine.compile": compiled})
+        assert recipe_fingerprint(changed) == hashed
+        assert hashed in earlier_fingerprints(changed)
+    # Of commit d49104e, when it counted and was null by itself.
+    assert BETWEEN in earlier_fingerprints(recipes[0][0])
 
 
 def test_a_resumed_run_may_compile_or_not(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_frozen_features_of_as_many_pictures_as_there_is_time_for(
     assert "12 nearest neighbours, 12 training, 3 other" in page_of(finished)
 
 
+def test_photos_that_lie_partly_loose_have_a_report(tmp_path: Path) -> None:
+    """Whatever is without a class: frozen features are left out, and nothing else is."""
+    data = pictures(tmp_path / "trips", 60, classes=("2023", "2024"))
+    for number, photo in enumerate(sorted((data / "2023").iterdir())[:20]):
+        photo.rename(data / f"loose-{number}{photo.suffix}")
+    assert beit(*pretraining(tmp_path / "run", data)).status == 0
+    assert headings(page_of(tmp_path / "run"))[:3] == [
+        "Pre-training",
+        "What the model fills in",
+        "Where it looks",
+    ]
+    assert "Frozen features" not in headings(page_of(tmp_path / "run"))
+
+
 def test_a_larger_model_looks_at_fewer_pictures() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert affordable(4e8, cpu) == (8_000, 2_000)

@@ -105,7 +105,7 @@ class _Run:
             run,
             keep=settings.keep,
             fingerprints=fingerprints,
-            accept_changed=settings.accept_changed,
+            accepted=settings.accept_changed | settings.earlier,
         )
         self.step = 0
         self.evaluated = 0  # the step of the last evaluation

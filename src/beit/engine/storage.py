@@ -31,7 +31,7 @@ class Storage:
         *,
         keep: int,
         fingerprints: Mapping[str, str],
-        accept_changed: frozenset[str] = frozenset(),
+        accepted: frozenset[str] = frozenset(),
     ) -> None:
         self._task = task
         self._optimiser = optimiser
@@ -39,7 +39,7 @@ class Storage:
         self._world = world
         self._run = run
         self._fingerprints = dict(fingerprints)
-        self._accepted = accept_changed
+        self._accepted = accepted  # names that may differ, and values that may be found
         self._checkpoints = None if run is None else Checkpoints(run.checkpoints, keep)
 
     def prepare(self, models: Sequence[str] = ()) -> None:
@@ -126,7 +126,8 @@ class Storage:
     def _require_same(self, loaded: Loaded) -> None:
         before = loaded.snapshot.state["fingerprints"]
         for name, value in self._fingerprints.items():
-            if name not in self._accepted and name in before and before[name] != value:
+            found = before.get(name, value)
+            if found != value and not {name, found} & self._accepted:
                 raise UserError(
                     f"the {name} is not the one that {loaded.path} was made with "
                     f"({before[name]} then, {value} now): go on with that, or choose another --out"

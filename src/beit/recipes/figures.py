@@ -154,11 +154,16 @@ def fill_in(model: MaskedImageModel, batch: ImageBatch, codes: Tensor) -> Tensor
 
 def neighbour_table(
     recipe: PretrainRecipe, model: MaskedImageModel, train: Source, validation: Source
-) -> Table:
-    """Nearest-neighbour accuracy by layer, trained against untrained."""
+) -> Table | None:
+    """Nearest-neighbour accuracy by layer, trained against untrained.
+
+    None where a picture has no class: photos may lie partly loose and partly in folders.
+    """
     device = choose_device(None)
     known, asked = affordable(encoder_work(recipe).forward, device)
     train, validation = spread_over(train, known), spread_over(validation, asked)
+    if any(part.label(index) < 0 for part in (train, validation) for index in range(len(part))):
+        return None
     progress = Progress("pictures for nearest neighbours", 2 * (len(train) + len(validation)))
     untrained = masked_image_model(recipe, vocabulary=2).encoder
     depth = model.encoder.config.depth

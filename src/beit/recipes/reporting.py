@@ -176,13 +176,14 @@ def _model_sections(run: RunFiles, source: Source) -> list[Section]:
     text = "How much the last block takes from each patch, for a patch of the picture that asks."
     figure = attention_figure(recipe, model, pictures)
     sections.append(Section("Where it looks", [text], [figure]))
-    if len(source.classes) > 1 and run.asked_data in (None, run.data):
+    if len(source.classes) > 1:
         table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
         text = (
             "Nobody has told the model a class: each validation picture is given the class of the "
             "most similar training pictures, by frozen features (weighted)."
         )
-        sections.append(Section("Frozen features", [text], [], [table]))
+        if table is not None:
+            sections.append(Section("Frozen features", [text], [], [table]))
     return sections
 
 

@@ -4,10 +4,11 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,12 @@ class Stage:
             task.to(self.device),
             batches,
             # Whether other data is accepted was decided by source.json, when the run was opened.
-            replace(settings, accept_changed=frozenset({"data"}), models=self._models),
+            replace(
+                settings,
+                accept_changed=frozenset({"data"}),
+                earlier=earlier_fingerprints(recipe),
+                models=self._models,
+            ),
             run=self.run,
             prepare=prepare,
             evaluate=evaluate if len(self.validation) else None,
@@ -219,8 +225,20 @@ def recipe_fingerprint(recipe: Frozen) -> str:
 
     Fields that recipes did not always have count when they are set, so that old runs go on.
     """
+    return _fingerprint(recipe, ONCE_DECIDING)
+
+
+def earlier_fingerprints(recipe: Frozen) -> frozenset[str]:
+    """Those that the same recipe has had, whatever was said in the fields that count no more."""
+    values = product((False, None, True), repeat=len(ONCE_DECIDING))
+    return frozenset(
+        _fingerprint(recipe, dict(zip(ONCE_DECIDING, said, strict=True))) for said in values
+    )
+
+
+def _fingerprint(recipe: Frozen, said: Mapping[str, Any]) -> str:
     names = {name for name, _, _ in dotted_names(recipe)}
-    once = {name: value for name, value in ONCE_DECIDING.items() if name in names}
+    once = {name: value for name, value in said.items() if name in names}
     fields = json.dumps(without_later_fields(deciding_fields(recipe)) | once, sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
