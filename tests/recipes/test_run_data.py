@@ -48,6 +48,8 @@ def test_too_many_bad_pictures_stop_the_run_with_the_list(tmp_path: Path) -> Non
     assert "allow a larger share by --data.bad_share" in outcome.complaint
     assert {entry["path"] for entry in listed(run / "bad_pictures.jsonl")} <= set(names)
     assert not (run / "model.safetensors").exists()
+    followed = beit(*tokenizing(run, data, data__bad_share=0.5), "--resume")
+    assert followed.status == 0, followed.err
 
 
 def test_bad_validation_pictures_are_named_and_left_out(tmp_path: Path) -> None:

@@ -106,5 +106,6 @@ class BadPictureLog:
         return (
             f"{self.count} of {len(self._source)} pictures ({share:.1%}) cannot be read, more than "
             f"the {self._most:.1%} allowed: {head}{'; ...' if self.count > _SHOWN else ''} "
-            f"(all in {self._path}); remove them or allow a larger share by --data.bad_share"
+            f"(all in {self._path}); remove them, or allow a larger share by --data.bad_share "
+            "(--tokenizer.data.bad_share while a pre-training trains its tokenizer) and --resume"
         )

@@ -230,10 +230,14 @@ def recipe_fingerprint(recipe: Frozen) -> str:
 
 def earlier_fingerprints(recipe: Frozen) -> frozenset[str]:
     """Those that the same recipe has had, whatever was said in the fields that count no more."""
-    values = product((False, None, True), repeat=len(ONCE_DECIDING))
-    return frozenset(
-        _fingerprint(recipe, dict(zip(ONCE_DECIDING, said, strict=True))) for said in values
-    )
+    fields = {name: value for name, value, _ in dotted_names(recipe)}
+    compiled = [name for name in ONCE_DECIDING if name.endswith("compile")]
+    shares = {name: fields.get(name) for name in ONCE_DECIDING if name not in compiled}
+    found = set()
+    for said in product((False, None, True), repeat=len(compiled)):
+        compilation = dict(zip(compiled, said, strict=True))
+        found |= {_fingerprint(recipe, base | compilation) for base in (ONCE_DECIDING, shares)}
+    return frozenset(found)
 
 
 def _fingerprint(recipe: Frozen, said: Mapping[str, Any]) -> str:
