@@ -84,6 +84,11 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("all", labels("all", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
         Trial("10%", labels("10%", 400 + 7000), starts=(SCRATCH,), seeds=(0,)),
     ],
+    # The same beside the pre-training of 10,000 steps, which cost twice as much.
+    "fair-longer": [
+        Trial("all", labels("all", 400 + 14000), starts=(SCRATCH,), seeds=(0,)),
+        Trial("10%", labels("10%", 400 + 14000), starts=(SCRATCH,), seeds=(0,)),
+    ],
     # And the pre-trained ones with more fine-tuning than 400 steps.
     "budget": [
         Trial("all", labels("all", 2000), starts=FROM, seeds=(0,)),
