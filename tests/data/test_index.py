@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,9 @@ from PIL import Image
 
 from beit.data import cache, index
 from beit.data.index import FolderSource
+from beit.data.layout import LayoutBuilder
 from beit.data.naming import PackedNames, printable
+from beit.data.remarks import remarks
 from beit.data.sources import open_source
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
@@ -67,11 +70,68 @@ def test_folders_are_classes_and_train_and_val_are_splits(tmp_path: Path) -> Non
     assert len(open_source(str(tmp_path), "all")) == 8
 
 
-@pytest.mark.parametrize("name", ["validation", "valid", "test", "VAL"])
+@pytest.mark.parametrize("name", ["validation", "valid", "test", "VAL", "dev", "testing"])
 def test_other_names_of_the_held_out_split(tmp_path: Path, name: str) -> None:
     _fill(tmp_path, "Train/1.png", f"{name}/2.png")
     assert _identities(tmp_path, "train") == ["Train/1.png"]
     assert _identities(tmp_path, "val") == [f"{name}/2.png"]
+
+
+def test_ade20k_s_names_of_the_parts(tmp_path: Path) -> None:
+    _fill(tmp_path, "images/training/1.png", "images/validation/2.png", "annotations/x.png")
+    assert _identities(tmp_path, "train") == ["training/1.png"]
+    assert _identities(tmp_path, "val") == ["validation/2.png"]
+    assert open_source(str(tmp_path), "all").classes == ()
+
+
+def test_a_train_is_a_class_among_vehicles(tmp_path: Path) -> None:
+    """VOC and COCO have one; its pictures were the only ones once, and the buses left out."""
+    _fill(tmp_path, *(f"{name}/{n}.png" for name in ("bus", "train") for n in range(4)))
+    train = open_source(str(tmp_path), "train")
+    assert len(train) == 8 and train.classes == ("bus", "train")
+    # The same with folders in all of them, but not where only `train/` is divided.
+    _fill(tmp_path / "b", *(f"{name}/in/{n}.png" for name in ("bus", "train") for n in range(4)))
+    assert open_source(str(tmp_path / "b"), "train").classes == ("bus", "train")
+    _fill(tmp_path / "c", "train/cat/1.png", "train/dog/2.png", "unlabelled/3.png")
+    assert open_source(str(tmp_path / "c"), "train").classes == ("cat", "dog")
+
+
+def test_other_parts_of_the_same_files_are_other_data(tmp_path: Path) -> None:
+    """A run must not go on with other pictures than it began with, whatever beit reads them."""
+    names = ["a/1.png", "a/2.png", "b/1.png"]
+    prints = []
+    for number, (training, held_out) in enumerate([("train", "val"), ("training", "val")]):
+        folder = tmp_path / str(number)
+        _fill(folder, *(f"{training}/{name}" for name in names), f"{held_out}/a/3.png")
+        prints.append(open_source(str(folder), "train").fingerprint)
+    # Paths, and then their sizes, as ever; and a word more where the rules have changed.
+    blob = b"".join(sorted(f"train/{name}".encode() for name in names)) + b"val/a/3.png"
+    lengths = [len("train/a/1.png")] * 3 + [len("val/a/3.png")]
+    offsets = np.cumsum([0, *lengths]).astype(np.int64)
+    size = (tmp_path / "0" / "val/a/3.png").stat().st_size
+    digest = hashlib.blake2b(offsets.tobytes() + blob, digest_size=16)
+    digest.update(np.full(4, size, np.int64).tobytes())
+    assert prints[0] == f"{digest.hexdigest()}-train" and prints[1] != prints[0]
+    builder = LayoutBuilder()
+    for path in ("bus/1.png", "train/1.png"):
+        builder.add(path.encode(), 5)
+    offsets = np.array([0, 9, 20], np.int64)
+    once = hashlib.blake2b(offsets.tobytes() + b"bus/1.pngtrain/1.png", digest_size=16)
+    once.update(np.array([5, 5], np.int64).tobytes())
+    assert builder.finish().fingerprint != once.hexdigest()
+
+
+def test_what_is_in_no_part_and_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    _fill(tmp_path, "train/a/1.png", "val/a/2.png", "test/3.png", "extra/4.png", "extra/5.png")
+    _fill(tmp_path, "6.png", "train/a/7.HEIC", "train/8.avif", "train/9.heic", ".hidden.heic")
+    left, foreign = remarks(open_source(str(tmp_path), "val"))
+    assert "beside train/" in left and left.endswith("left out: 1 in no folder, 2 in extra")
+    assert "1 .avif, 2 .heic" in foreign
+    _fill(tmp_path / "plain", "a/1.png", "train/2.png")
+    assert remarks(open_source(str(tmp_path / "plain"), "train")) == []
+    _fill(tmp_path / "phone", "1.heic")
+    with pytest.raises(UserError, match=r"no picture .* 1 .heic cannot be read"):
+        open_source(str(tmp_path / "phone"), "train")
 
 
 def test_the_keyed_holdout_is_stable_when_files_are_added(tmp_path: Path) -> None:
@@ -153,7 +213,7 @@ def test_200_000_paths_open_again_at_the_cost_of_their_directories(
         (tmp_path / f"{folder:02}").mkdir()
     _age(tmp_path)
 
-    def entries(root: bytes, relative: bytes) -> list[tuple[bytes, int, int]]:
+    def entries(root: bytes, relative: bytes, foreign: object) -> list[tuple[bytes, int, int]]:
         if not relative:
             return [(f"{folder:02}/".encode(), -1, 0) for folder in reversed(range(20))]
         start = int(relative[:-1]) * 10_000

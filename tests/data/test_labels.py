@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from beit.data.labels import check_classes, choose_labels, draw_labels
+from beit.data.remarks import unmeasured_classes
 from beit.data.sources import Source, labels_of, open_source
 from beit.data.subset import Subset
 from beit.errors import UserError
@@ -155,6 +156,22 @@ def _folder(root: Path, pictures: dict[str, int]) -> Path:
     return root
 
 
+def test_classes_of_which_chance_held_out_nothing_are_named(tmp_path: Path) -> None:
+    spec = str(_folder(tmp_path, {f"{number:02}": 3 for number in range(12)}))
+    train, validation = open_source(spec, "train"), open_source(spec, "val")
+    check_classes(train, validation)
+    seen = {validation.label(place) for place in range(len(validation))}
+    (sentence,) = unmeasured_classes(train, validation)
+    assert (
+        f"of {len(seen)} of the 12 classes" in sentence
+        and f"and {12 - len(seen) - 5} more" in sentence
+    )
+    first = next(name for label, name in enumerate(train.classes) if label not in seen)
+    assert f"nothing is measured on {first}, " in sentence
+    spec = str(_folder(tmp_path / "both", TWO))
+    assert unmeasured_classes(open_source(spec, "train"), open_source(spec, "val")) == []
+
+
 TWO = {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}
 
 
@@ -172,7 +189,7 @@ TWO = {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}
         ({"train/a": 4, "val/a": 2}, "has a single class, a:"),
         ({"train/a": 30, "train/b": 30, "val": 0}, "val/ of .* holds no picture: fill it"),
         ({"train/a": 30, "train/b": 30, "val/a": 0}, "val/ of .* holds no picture: fill it"),
-        ({"Training/a": 3, "test/a": 3}, "folders Training, test .* look like parts"),
+        ({"Valid/a": 3, "test/a": 3}, "folders Valid, test .* look like parts"),
         ({f"{number:03d}": 1 for number in range(30)}, "class 0.. of .* chance held out all of"),
         ({**TWO, "val/c": 1}, "differ: c has validation pictures but none in training"),
         ({**TWO, "train/c": 1}, "differ: c has training pictures but none in validation"),

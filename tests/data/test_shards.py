@@ -11,6 +11,7 @@ from PIL import Image
 
 from beit.data import ranges, shards
 from beit.data.decode import BadPicture
+from beit.data.remarks import remarks
 from beit.data.shards import ShardSource
 from beit.data.sources import Source, open_source
 from beit.errors import UserError
@@ -82,6 +83,39 @@ def test_a_folder_of_shards_with_splits(tmp_path: Path) -> None:
     train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
     assert _identities(train) == ["train/cat/1.png", "train/cat/3.png", "train/dog/2.png"]
     assert _identities(val) == ["val/cat/1.png"] and train.classes == val.classes == ("cat", "dog")
+
+
+def test_parts_told_by_a_word_of_the_shard_s_name(tmp_path: Path) -> None:
+    """ImageNet as WebDataset has it; the validation shards were trained on once."""
+    _shard(tmp_path / "imagenet1k-train-0000.tar", "1.png")
+    _shard(tmp_path / "imagenet1k-train-00001-of-00002.tar", "2.png")
+    _shard(tmp_path / "imagenet1k-validation-00.tar", "3.png")
+    assert _identities(open_source(str(tmp_path), "train")) == ["train/1.png", "train/2.png"]
+    assert _identities(open_source(str(tmp_path), "val")) == ["validation/3.png"]
+    # Where no shard says that it is to be trained on, the word is none of ours.
+    _shard(tmp_path / "b" / "crash-test-0.tar", "cat/1.png")
+    _shard(tmp_path / "b" / "retrain-1.tar", "dog/1.png")
+    assert open_source(str(tmp_path / "b"), "train").classes == ("cat", "dog")
+
+
+def test_labels_beside_the_pictures_as_webdataset_keeps_them(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, text in (("x/0", b"12"), ("x/1", b"3\n"), ("x/2.5", b"12"), ("x/3", b"cat")):
+            if name != "x/1":
+                _put(archive, f"{name}.cls" if "." not in name else "x/2.cls", text)
+            _put(archive, f"{name}.png", PICTURE)
+            if name == "x/1":
+                _put(archive, "x/1.cls", text)
+        _put(archive, "x/4.png", PICTURE)
+        _put(archive, "x/4.heic", b"")
+    source = open_source(str(tmp_path / "a.tar"), "all")
+    assert source.classes == ("3", "12")
+    assert [source.label(place) for place in range(5)] == [1, 0, 1, -1, -1]
+    first = source.fingerprint
+    _shard(tmp_path / "b" / "a.tar", *(f"x/{name}.png" for name in ("0", "1", "2.5", "3", "4")))
+    other = open_source(str(tmp_path / "b" / "a.tar"), "all")
+    assert other.fingerprint != first and other.classes == ("x",)
+    assert "1 .heic" in remarks(source)[0]
 
 
 def test_shards_in_split_folders(tmp_path: Path) -> None:

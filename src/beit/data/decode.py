@@ -40,6 +40,11 @@ SUFFIXES = frozenset(
     (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".tif", b".tiff")
     + (b".bmp", b".gif", b".ppm", b".pgm", b".pbm", b".pnm")
 )
+# Pictures to people, and not to us: no decoder for them comes with Pillow everywhere.
+FOREIGN_SUFFIXES = frozenset(
+    (b".heic", b".heif", b".avif", b".jxl", b".jp2", b".j2k", b".jpx", b".psd", b".svg", b".tga")
+    + (b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf", b".pef", b".exr")
+)
 PIXEL_LIMIT = 64 * 1024 * 1024
 FILE_LIMIT = 512 * 1024 * 1024  # bytes; 64 Mpx of 16-bit RGB without compression fit
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.decode import BadPicture, decode, read_bytes
-from beit.data.layout import VALIDATION_NAMES, hash_of, held_out
+from beit.data.layout import hash_of, held_out
 from beit.data.naming import encode_path
 from beit.data.packed import Split
+from beit.data.part_names import HELD_OUT, TRAINING, first_of
 from beit.errors import UserError
 
 
@@ -98,9 +99,10 @@ def hub_source(name: str, split: Split) -> HubSource:
 
 def _choose(datasets: Any, parts: dict[str, Any], split: Split) -> tuple[Any, NDArray[np.int64]]:
     """The rows and the places in them that make the split."""
-    training = parts["train"] if "train" in parts else next(iter(parts.values()))
-    names = [word.decode() for word in VALIDATION_NAMES if word.decode() in parts]
-    separate = parts[names[0]] if "train" in parts and names else None
+    own = {name.encode(): rows for name, rows in parts.items()}
+    train, other = first_of(TRAINING, own), first_of(HELD_OUT, own)
+    training = next(iter(own.values())) if train is None else own[train]
+    separate = None if train is None or other is None else own[other]
     if split == "all":
         rows = training if separate is None else datasets.concatenate_datasets([training, separate])
         return rows, np.arange(len(rows))

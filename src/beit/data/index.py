@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import time
 from array import array
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,15 @@ from beit.data.cache import (
     publish_generation,
     save_array,
 )
-from beit.data.decode import SUFFIXES, read_bytes
+from beit.data.decode import FOREIGN_SUFFIXES, SUFFIXES, read_bytes
 from beit.data.file_table import FileTable
-from beit.data.layout import VALIDATION_NAMES, Layout, LayoutBuilder
+from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import PackedNames, printable
 from beit.data.packed import PackedSource, Split
+from beit.data.part_names import HELD_OUT
 from beit.errors import UserError
 
-_VERSION = 2  # 2: times of the files
+_VERSION = 3  # 2: times of the files; 3: which folders are parts, what is left out
 _SETTLED = 2_000_000_000  # ns; file systems keep times as coarsely as this
 
 _Entry = tuple[bytes, int, int]  # relative path, size (-1 = a directory), time of change in ns
@@ -70,6 +73,12 @@ def picture_suffix(name: bytes) -> bool:
     return not name.startswith(b".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
+def foreign_suffix(name: bytes) -> str | None:
+    """The ending of a visible file that is a picture for others, in small letters."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix.decode() if suffix in FOREIGN_SUFFIXES and not name.startswith(b".") else None
+
+
 def folder_index(root: bytes, *, rescan: bool = False) -> Path:
     """The generation (a folder of arrays) that describes the tree below `root`.
 
@@ -86,7 +95,7 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
     if known is not None and _is_current(root, known):
         return known
     started = time.time_ns()
-    layout, times, directories = _scan(root)
+    layout, times, directories, foreign = _scan(root)
 
     def write(folder: Path) -> None:
         settled = max(directories.times) < started - _SETTLED
@@ -94,7 +103,7 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
         save_array(folder, "directory_offsets", np.array(directories.offsets, np.int64))
         save_array(folder, "directory_times", np.array(directories.times, np.int64))
         save_array(folder, "times", times)
-        layout.save(folder, version=_VERSION, settled=settled)
+        layout.save(folder, version=_VERSION, settled=settled, passed_over=foreign)
 
     return publish_generation(key, write)
 
@@ -116,9 +125,10 @@ def _is_current(root: bytes, generation: Path) -> bool:
         return False
 
 
-def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories]:
-    """The pictures, when each was last changed (ns), and the directories."""
+def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories, Counter[str]]:
+    """The pictures, when each was last changed (ns), the directories, and what cannot be read."""
     builder, directories, times = LayoutBuilder(), _Directories(), array("q")
+    foreign: Counter[str] = Counter()
     waiting: list[_Entry] = [(b"", -1, 0)]
     while waiting:
         path, size, time_ns = waiting.pop()
@@ -126,17 +136,23 @@ def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories]:
             builder.add(path, size)
             times.append(time_ns)
         elif directories.enter(root, path):
-            waiting.extend(_entries(root, path))
+            waiting.extend(_entries(root, path, foreign))
     if not len(builder):
         raise NoPicture(
             f"there is no picture in {printable(root)}: looked for files ending in "
             + ", ".join(sorted(suffix.decode() for suffix in SUFFIXES))
+            + (f"; {counted(foreign)} cannot be read, convert them to JPEG" if foreign else "")
         )
-    return builder.finish(), np.array(times, np.int64), directories
+    return builder.finish(), np.array(times, np.int64), directories, foreign
 
 
-def _entries(root: bytes, relative: bytes) -> list[_Entry]:
-    """Directories and pictures of one directory, last first.
+def counted(endings: Mapping[str, int]) -> str:
+    """How many files there are of each ending, in words."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+
+
+def _entries(root: bytes, relative: bytes, foreign: Counter[str]) -> list[_Entry]:
+    """Directories and pictures of one directory, last first; counts the foreign ones.
 
     A directory sorts with its slash, so that a walk in this order meets the paths in byte order.
     """
@@ -152,6 +168,8 @@ def _entries(root: bytes, relative: bytes) -> list[_Entry]:
                 elif picture_suffix(entry.name) and entry.is_file():
                     status = entry.stat()
                     found.append((relative + entry.name, status.st_size, status.st_mtime_ns))
+                elif ending := foreign_suffix(entry.name):
+                    foreign[ending] += 1
     except OSError as error:
         raise UserError(
             f"cannot read the folder {printable(directory)} ({error.strerror})"
@@ -177,11 +195,11 @@ class FolderSource(PackedSource):
         return FileTable(self.root, *arrays)
 
     def validation_folder(self) -> str | None:
-        """A folder beside `train` that is named for validation, with pictures or without."""
-        if self.path(0).partition(b"/")[0].lower() != b"train":
+        """A folder beside the training one that is named for validation, with pictures or not."""
+        if self.training_folder is None:
             return None
         above = {folder.partition(b"/")[0] for folder in self._directories()}
-        named = sorted(folder for folder in above if folder.lower() in VALIDATION_NAMES)
+        named = sorted(folder for folder in above if folder.lower() in HELD_OUT)
         return printable(named[0]) if named else None
 
     def _directories(self) -> PackedNames:
@@ -189,8 +207,8 @@ class FolderSource(PackedSource):
 
     def empty_classes(self) -> tuple[str, ...]:
         """Folders that stand where this part's classes do and hold no picture in any part."""
-        first, slash, _ = self.path(0).partition(b"/")
-        above = first + slash if slash and first.lower() == b"train" else b""
+        training = self.training_folder
+        above = b"" if training is None else training + b"/"
         folders = self._directories()
         below = (folder[len(above) :] for folder in folders if folder.startswith(above))
         names = (printable(path[:-1]) for path in below if path.count(b"/") == 1)

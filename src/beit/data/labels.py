@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from beit.data.index import FolderSource
+from beit.data.part_names import PARTS
 from beit.data.sources import Source, labels_of
 from beit.data.subset import Subset
 from beit.errors import UserError
 from beit.randomness import sample_generator
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(%|/ ?class)")
 _WAYS = "all, a percentage such as 10%, or a number a class such as 50/class"
 
@@ -169,7 +169,9 @@ def check_classes(train: Source, validation: Source) -> None:
 
 def _refuse_splits_as_classes(train: Source) -> None:
     """`Training/` and `test/` are no classes, and nothing is learned from taking them for some."""
-    if train.classes and {name.lower() for name in train.classes} <= _SPLITS:
+    if train.classes and {name.lower() for name in train.classes} <= {
+        part.decode() for part in PARTS
+    }:
         raise UserError(
             f"the folders {', '.join(train.classes)} of {train.name} look like parts of a set and "
             "not like classes: name those to train on and to measure on train and val"

@@ -2,9 +2,10 @@
 
 A folder and a collection of tar shards are laid out alike, so both are read by the rules here:
 
-* `train/` makes `val/` (or `validation/`, `valid/`, `test/`, the first there is) the held-out part;
-* otherwise a keyed 5 % of the pictures is held out, chosen by a hash of each one's path, so that
-  adding files does not move the others;
+* `train/` (or `training/`) makes `val/` (or `validation/`, `valid/`, `dev/`, `test/`, `testing/`,
+  the first there is) the held-out part, and whatever else there is is left out;
+* without one of these a keyed 5 % of the pictures is held out, chosen by a hash of each one's path,
+  so that adding files does not move the others;
 * the first folder below the split (or below the root) is the class.
 """
 
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.data.cache import save_array, save_meta
+from beit.data.part_names import named_parts
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 5_000
 HELD_OUT_FROM = 20  # with this many pictures or fewer none is held out
-VALIDATION_NAMES = (b"val", b"validation", b"valid", b"test")
+_FIRST_NAMES = (b"train", b"val", b"validation", b"valid", b"test")  # the parts' names at first
 
 Integers = NDArray[np.int64]
 
@@ -53,13 +55,22 @@ class Layout:
     val: Integers
     classes: tuple[bytes, ...]
     fingerprint: str
+    training: bytes | None  # the folder that is the training part, None = no folder is a part
+    validation: bytes | None  # the folder that is measured on, None = held out by chance
+    left_out: dict[bytes, int]  # pictures by folder, b"" = loose ones, that are in neither part
 
     def save(self, folder: Path, **more: object) -> None:
         """Write the arrays and the facts, with `more` facts beside them."""
         for name in ("blob", "offsets", "sizes", "labels", "train", "val"):
             save_array(folder, name, getattr(self, name))
-        classes = [name.hex() for name in self.classes]
-        save_meta(folder, {"fingerprint": self.fingerprint, "classes": classes, **more})
+        facts = {
+            "fingerprint": self.fingerprint,
+            "classes": [name.hex() for name in self.classes],
+            "training": None if self.training is None else self.training.hex(),
+            "held_out": self.validation is None,
+            "left_out": {name.hex(): count for name, count in self.left_out.items()},
+        }
+        save_meta(folder, facts | more)
 
 
 class _Names:
@@ -103,27 +114,54 @@ class LayoutBuilder:
         """Work out splits, classes and the fingerprint."""
         blob = np.frombuffer(bytes(self._blob), dtype=np.uint8)
         offsets, sizes = np.array(self._offsets, np.int64), np.array(self._sizes, np.int64)
-        train, val, folder, names = self._split()
-        labels, classes = _labels(folder, names, np.concatenate([train, val]))
+        first, second = np.array(self._first, np.int32), np.array(self._second, np.int32)
+        parts = named_parts(self._divided(first, second))
+        train, val = self._split(first, *parts)
+        below = (first, self._first_names) if parts[0] is None else (second, self._second_names)
+        labels, classes = _labels(*below, np.concatenate([train, val]))
         digest = hashlib.blake2b(digest_size=16)
         for part in (offsets, blob, sizes):
             digest.update(part.data)
-        return Layout(blob, offsets, sizes, labels, train, val, classes, digest.hexdigest())
+        digest.update(self._later_rule(*parts))
+        facts = digest.hexdigest(), *parts, self._left_out(first, train, val)
+        return Layout(blob, offsets, sizes, labels, train, val, classes, *facts)
 
-    def _split(self) -> tuple[Integers, Integers, NDArray[np.int32], _Names]:
-        first = np.array(self._first, np.int32)
-        second = np.array(self._second, np.int32)
-        numbers = {name.lower(): number for name, number in self._first_names.numbers.items()}
-        if b"train" not in numbers:
-            train, val = self._hold_out(np.arange(len(first)))
-            return train, val, first, self._first_names
-        training = np.flatnonzero(first == numbers[b"train"])
-        for name in VALIDATION_NAMES:
-            if name in numbers:
-                val = np.flatnonzero(first == numbers[name])
-                return training, val, second, self._second_names
-        train, val = self._hold_out(training)
-        return train, val, second, self._second_names
+    def _divided(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> dict[bytes, bool]:
+        """The folders at the top, and whether there are folders in each."""
+        divided = np.zeros(len(self._first_names.numbers) + 1, np.bool_)  # the last serves -1
+        divided[first[second >= 0]] = True
+        return {name: bool(divided[number]) for name, number in self._first_names.numbers.items()}
+
+    def _split(
+        self, first: NDArray[np.int32], training: bytes | None, validation: bytes | None
+    ) -> tuple[Integers, Integers]:
+        if training is None:
+            return self._hold_out(np.arange(len(first)))
+        places = np.flatnonzero(first == self._first_names.numbers[training])
+        if validation is None:
+            return self._hold_out(places)
+        return places, np.flatnonzero(first == self._first_names.numbers[validation])
+
+    def _left_out(
+        self, first: NDArray[np.int32], train: Integers, val: Integers
+    ) -> dict[bytes, int]:
+        if len(train) + len(val) == len(first):
+            return {}
+        left = np.ones(len(first), np.bool_)
+        left[train] = left[val] = False
+        counts = np.bincount(first[left] + 1, minlength=len(self._first_names.numbers) + 1).tolist()
+        names = (b"", *self._first_names.numbers)
+        return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+    def _later_rule(self, training: bytes | None, validation: bytes | None) -> bytes:
+        """What enters the fingerprint where the rules once said otherwise about the same files.
+
+        A run or a bank of then was made of other pictures than one of now.
+        """
+        used = [name for name in (training, validation) if name is not None]
+        once = {name.lower() for name in self._first_names.numbers} if training is None else set()
+        same = all(name.lower() in _FIRST_NAMES for name in used) and b"train" not in once
+        return b"" if same else b"/".join(used) + b"/"
 
     def _hold_out(self, places: Integers) -> tuple[Integers, Integers]:
         chosen = held_out(np.array(self._hashes, np.uint64)[places])

@@ -321,6 +321,8 @@ def _write_index(folder: Path, sources: dict[str, Source], parts: Sequence[_Part
         "fingerprint": layout.fingerprint,
         "classes": [name.encode("utf-8", "backslashreplace").hex() for name in classes],
         "shards": dict(Counter(part.split for part in parts)),
+        # By chance, and not by a folder of that name, though here it has one.
+        "held_out": bool(getattr(sources.get("val"), "held_out", False)),
     }
     atomic_write_text(folder / INDEX / MANIFEST, json.dumps(manifest) + "\n")
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from beit.data.cache import load_meta, open_array
 from beit.data.decode import decode
-from beit.data.layout import VALIDATION_NAMES
 from beit.data.naming import PackedNames, printable
+from beit.data.part_names import HELD_OUT
 
 Split = Literal["train", "val", "all"]
 
@@ -28,7 +28,7 @@ class PackedSource:
         self.root = root
         self._generation = generation
         self._split = split
-        meta = load_meta(generation)
+        meta = self._meta
         self.fingerprint = f"{meta['fingerprint']}-{split}"
         self.classes: tuple[str, ...] = tuple(
             printable(bytes.fromhex(name)) for name in meta["classes"]
@@ -71,7 +71,26 @@ class PackedSource:
         """Whether this part was held out by chance, no folder having been named for it."""
         if self._split != "val" or not len(self):
             return False
-        return self.path(0).partition(b"/")[0].lower() not in VALIDATION_NAMES
+        if "held_out" in self._meta:
+            return bool(self._meta["held_out"])
+        return self.path(0).partition(b"/")[0].lower() not in HELD_OUT  # a pack made before
+
+    @property
+    def training_folder(self) -> bytes | None:
+        """The folder that is the training part, None when no folder is a part."""
+        name = self._meta.get("training")
+        return None if name is None else bytes.fromhex(name)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Pictures that are in no part, by the folder that they are in; "" = in none."""
+        counts = self._meta.get("left_out", {})
+        return {printable(bytes.fromhex(name)): count for name, count in counts.items()}
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """Files of pictures that cannot be read here, by their ending."""
+        return dict(self._meta.get("passed_over", {}))
 
     def size(self, index: int) -> int:
         """Bytes of the file when the index was made."""
@@ -82,6 +101,10 @@ class PackedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         return index if self._places is None else int(self._places[index])
+
+    @cached_property
+    def _meta(self) -> dict[str, Any]:
+        return load_meta(self._generation)
 
     @cached_property
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -101,5 +124,5 @@ class PackedSource:
         return None if self._split == "all" else self._array(self._split)
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_arrays", "_paths", "_places")
+        mapped = ("_arrays", "_paths", "_places", "_meta")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}

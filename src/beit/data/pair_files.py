@@ -14,15 +14,16 @@ from beit.data.decode import BadPicture, decode_classes, upright_size
 from beit.data.file_table import FileTable, joined
 from beit.data.index import FolderSource
 from beit.data.naming import encode_path, printable
+from beit.data.part_names import TEST, TRAINING, VALIDATION
 from beit.errors import UserError
 
 PairSplit = Literal["train", "val", "test"]
 Folders = tuple[bytes, bytes]  # of the pictures, of the masks
 
 SPLIT_NAMES: dict[PairSplit, tuple[bytes, ...]] = {
-    "train": (b"train", b"training"),
-    "val": (b"val", b"validation", b"valid"),
-    "test": (b"test", b"testing"),
+    "train": TRAINING,
+    "val": VALIDATION,
+    "test": TEST,
 }
 _LAYOUT = "segmentation reads images/train/a.jpg beside annotations/train/a.png"
 

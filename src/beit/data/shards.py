@@ -4,17 +4,20 @@ Headers are read once and an offset index is kept in the cache, valid while size
 shard stay the same. Nothing is ever extracted: a member is a range of bytes that is read with
 `pread`, so threads and forked workers do not disturb one another. Only regular members with a
 picture's name are listed; links, devices, pickles, hidden members and everything else are passed
-over.
+over, but for the class numbers that WebDataset keeps in members `key.cls` beside `key.jpg`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tarfile
 import time
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,18 @@ from beit.data.cache import (
     save_array,
 )
 from beit.data.file_table import FileTable
-from beit.data.index import picture_suffix
-from beit.data.layout import VALIDATION_NAMES, Layout, LayoutBuilder
+from beit.data.index import foreign_suffix, picture_suffix
+from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import printable
 from beit.data.packed import Split
+from beit.data.part_names import PARTS, TRAINING
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 
-_VERSION = 2  # 2: hidden members are passed over
-_SPLIT_NAMES = (b"train", *VALIDATION_NAMES)
+_VERSION = 3  # 2: hidden members are passed over; 3: parts in shards' names, labels in members
 _SETTLED = 2_000_000_000  # ns, as for folders
 _FORGET_EVERY = 1_000  # members; `tarfile` would remember each one
+_LABEL_BYTES = 20  # of a member that holds a number and may end a line
 
 
 @dataclass
@@ -49,6 +53,8 @@ class _Members:
     shards: array[int] = field(default_factory=lambda: array("i"))
     starts: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("q"))  # of members, -1 = none
+    foreign: Counter[str] = field(default_factory=Counter)  # endings of what cannot be read
 
 
 def find_shards(root: bytes) -> list[bytes]:
@@ -83,7 +89,7 @@ def other_folder(root: bytes) -> str | None:
             tars += name.lower().endswith(b".tar")
             if name.startswith(b".") or not os.path.isdir(os.path.join(root, path)):
                 continue
-            split = not folder and name.lower() in _SPLIT_NAMES
+            split = not folder and name.lower() in PARTS
             (folders if split else others).append(path)
     return printable(others[0]) if tars and others else None
 
@@ -99,7 +105,7 @@ def _tars(root: bytes, relative: bytes) -> list[bytes] | None:
             if entry.name.startswith(b"."):
                 continue
             if entry.is_dir():
-                if relative or entry.name.lower() not in _SPLIT_NAMES:
+                if relative or entry.name.lower() not in PARTS:
                     return None
                 found.append(entry.name + b"/")
             elif entry.name.lower().endswith(b".tar"):
@@ -128,7 +134,8 @@ def shard_index(root: bytes, shards: list[bytes], *, rescan: bool = False) -> Pa
     def write(folder: Path) -> None:
         save_array(folder, "shard", np.array(members.shards, np.int32)[order])
         save_array(folder, "start", np.array(members.starts, np.int64)[order])
-        layout.save(folder, version=_VERSION, settled=settled, stamps=stamps)
+        more = {"stamps": stamps, "passed_over": members.foreign}
+        layout.save(folder, version=_VERSION, settled=settled, **more)
 
     return publish_generation(key, write)
 
@@ -155,34 +162,69 @@ def _layout(members: _Members, order: list[int]) -> Layout:
     builder = LayoutBuilder()
     for place in order:
         builder.add(members.names[place], members.sizes[place])
-    return builder.finish()
+    layout = builder.finish()
+    labels = np.array(members.labels, np.int64)[order]
+    if (labels < 0).all():
+        return layout
+    # The numbers in the archive count, and not the folders that its members are in.
+    numbers = np.unique(labels[labels >= 0])
+    places = np.searchsorted(numbers, labels)
+    own = np.where(labels < 0, -1, places).astype(np.int32)
+    digest = hashlib.blake2b(layout.fingerprint.encode() + labels.tobytes(), digest_size=16)
+    names = tuple(str(number).encode() for number in numbers.tolist())
+    return replace(layout, labels=own, classes=names, fingerprint=digest.hexdigest())
 
 
 def _list_members(root: bytes, shards: list[bytes]) -> _Members:
     members = _Members()
+    prefixes = _prefixes(root, shards)
     for number, shard in enumerate(shards):
-        prefix = _split_prefix(shard)
-        for name, start, size in _pictures(_shard_path(root, shard)):
-            members.names.append(prefix + name)
+        first, labels = len(members.names), {}
+        for name, start, size, label in _pictures(_shard_path(root, shard), members.foreign):
+            if label is not None:
+                labels[_key(name)] = label
+                continue
+            members.names.append(prefixes[number] + name)
             members.shards.append(number)
             members.starts.append(start)
             members.sizes.append(size)
+        of = len(prefixes[number])
+        members.labels.extend(labels.get(_key(name[of:]), -1) for name in members.names[first:])
     if not members.names:
         raise UserError(f"there is no picture in the tar files of {printable(root)}")
     return members
 
 
-def _split_prefix(shard: bytes) -> bytes:
-    """`train/` for `train/0.tar` and for `train-0.tar`: the shard's name may tell the split."""
-    folder, _, name = shard.rpartition(b"/")
-    if folder:
-        return folder + b"/"
-    stem = name.lower().removesuffix(b".tar").rstrip(b"0123456789").rstrip(b"-_.")
-    return stem + b"/" if stem in _SPLIT_NAMES else b""
+def _prefixes(root: bytes, shards: Sequence[bytes]) -> list[bytes]:
+    """`train/` for `train/0.tar`, `train-0.tar` or `imagenet1k-train-0000.tar`, else nothing.
+
+    A shard's own name tells its part where some shard's name says that it is to be trained on.
+    """
+    own = [os.path.basename(root) if shard == b"" else shard for shard in shards]
+    parts = [name.rpartition(b"/")[0].lower() or _part_in(name) for name in own]
+    named = any(part in TRAINING for part in parts) and len(shards) > 1
+    folders = [shard.rpartition(b"/")[0] for shard in shards]
+    told = [folder or (part if named else b"") for folder, part in zip(folders, parts, strict=True)]
+    return [name + b"/" if name else b"" for name in told]
 
 
-def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and size of each picture of a shard."""
+def _part_in(shard: bytes) -> bytes:
+    """The last word of a shard's name that is a part's, b"" without one."""
+    words = re.split(rb"[-_.]", shard.lower())
+    return next((word for word in reversed(words) if word in PARTS), b"")
+
+
+def _key(name: bytes) -> bytes:
+    """What members that belong together share: the name up to the first dot of its last part."""
+    folder, _, last = name.rpartition(b"/")
+    return folder + b"/" + last.partition(b".")[0]
+
+
+_Found = tuple[bytes, int, int, int | None]  # name, first byte, size; the number of a label
+
+
+def _pictures(path: bytes, foreign: Counter[str]) -> Iterator[_Found]:
+    """The pictures of a shard, and the labels beside them; counts what cannot be read."""
     try:
         with tarfile.open(os.fsdecode(path), "r:") as archive:
             if archive.firstmember is None:  # type: ignore[attr-defined]
@@ -194,8 +236,12 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
                     raise tarfile.ReadError("headers out of order")
                 last = member.offset
                 name = _plain(os.fsencode(member.name))
-                if member.isreg() and not member.issparse() and _is_picture(name):
-                    yield name, member.offset_data, member.size
+                if member.isreg() and not member.issparse() and not _is_hidden(name):
+                    label = _label(archive, member)
+                    if picture_suffix(name) or label is not None:
+                        yield name, member.offset_data, member.size, label
+                    elif ending := foreign_suffix(name):
+                        foreign[ending] += 1
                 seen: list[tarfile.TarInfo] = archive.members  # type: ignore[attr-defined]
                 if len(seen) > _FORGET_EVERY:
                     seen.clear()
@@ -206,6 +252,15 @@ def _pictures(path: bytes) -> Iterator[tuple[bytes, int, int]]:
         ) from None
 
 
+def _label(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
+    """The number in a member `key.cls`, None when it is another member or holds no number."""
+    if not member.name.endswith(".cls") or member.size > _LABEL_BYTES:
+        return None
+    content = archive.extractfile(member)
+    text = b"" if content is None else content.read(_LABEL_BYTES).strip()
+    return int(text) if text.isdigit() and len(text) < 10 else None
+
+
 def _plain(name: bytes) -> bytes:
     """A member's path without what leads nowhere: `./`, `../` and `/` at its start."""
     parts = name.split(b"/")
@@ -214,10 +269,9 @@ def _plain(name: bytes) -> bytes:
     return b"/".join(parts)
 
 
-def _is_picture(name: bytes) -> bool:
-    """Whether it ends as a picture's does and is not hidden, nor in a hidden folder."""
-    folder, _, last = name.rpartition(b"/")
-    return picture_suffix(last) and not (folder.startswith(b".") or b"/." in folder)
+def _is_hidden(name: bytes) -> bool:
+    """Whether it or a folder that it is in begins with a dot."""
+    return name.startswith(b".") or b"/." in name
 
 
 class ShardSource(RangeSource):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from beit.data.labels import check_classes, choose_labels
+from beit.data.remarks import remarks, unmeasured_classes
 from beit.data.sources import Source, open_parts
 from beit.engine.distribution import process_group
 from beit.errors import UserError
@@ -48,7 +49,7 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
         with open_stage(recipe, request, world, device, sources) as stage:
             if world.main:
                 start.keep(stage.run.path)
-                for sentence in (start.sentence, *_unmeasured(sources[1])):
+                for sentence in (start.sentence, *remarks(sources[1]), *_unmeasured(*sources)):
                     print(f"classify: {sentence}", file=sys.stderr, flush=True)
             return _classify(recipe, stage, model)
 
@@ -68,10 +69,10 @@ def labelled_sources(
     return chosen, validation
 
 
-def _unmeasured(validation: Source) -> list[str]:
-    """A sentence about a run that nothing will be known of."""
+def _unmeasured(train: Source, validation: Source) -> list[str]:
+    """A sentence about a run of which little or nothing will be known."""
     if len(validation):
-        return []
+        return unmeasured_classes(train, validation)
     return ["no pictures to validate on: nothing is measured, and no best model is kept"]
 
 

@@ -80,10 +80,16 @@ def _print_recipe(recipe: Recipe, result: dict[str, Any]) -> None:
 def data_info(spec: str, split: Split) -> dict[str, Any]:
     """Count pictures, classes and sizes, and print what was found."""
     from beit.data.check import info
+    from beit.data.remarks import remarks
     from beit.data.sources import open_source
 
-    found = info(open_source(spec, split))
+    source = open_source(spec, split)
+    found = info(source)
     print(f"{found.name}: {found.pictures:,} pictures")
+    parts: dict[Split, int] = {}
+    if split == "all":
+        parts = {part: len(open_source(spec, part)) for part in ("train", "val")}
+        print(f"{parts['train']:,} of them to train on, {parts['val']:,} to measure on")
     for name, pictures in found.classes.items():
         print(f"  {pictures:8,}  {name}")
     if found.unlabelled:
@@ -93,8 +99,11 @@ def data_info(spec: str, split: Split) -> dict[str, Any]:
         print(f"{side} of {found.sampled} pictures: {least} to {most} pixels, median {median}")
     if found.bad_in_sample:
         print(f"{found.bad_in_sample} of them cannot be read; `beit data check` lists all such")
+    notes = remarks(source)
+    for note in notes:
+        print(note)
     print(f"fingerprint {found.fingerprint}")
-    return asdict(found)
+    return asdict(found) | {"parts": parts, "notes": notes}
 
 
 def check_data(
@@ -105,17 +114,22 @@ def check_data(
     What is returned has "duplicates" only where they were looked for.
     """
     from beit.data.check import check
+    from beit.data.remarks import remarks
     from beit.data.sources import open_source
 
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers}: there cannot be fewer than 0 loader processes")
-    report = check(open_source(spec, split), workers or 0, duplicates=duplicates)
+    source = open_source(spec, split)
+    report = check(source, workers or 0, duplicates=duplicates)
     for bad in report.bad:
         print(f"{bad.path}: {bad.reason}")
     for group in report.duplicates:
         print(f"the same pixels: {', '.join(group)}")
     print(f"{report.name}: {report.pictures} pictures, {len(report.bad)} of them unreadable")
-    found = asdict(report)
+    notes = remarks(source)
+    for note in notes:
+        print(note)
+    found = asdict(report) | {"notes": notes}
     if not duplicates:
         del found["duplicates"]
     return found

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.draws import MaskPlan
 from beit.data.file_table import keep_files
 from beit.data.loader import evaluation_batches, training_batches
+from beit.data.remarks import remarks
 from beit.data.samples import Codes
 from beit.data.sources import Source, open_parts
 from beit.data.views import ViewSettings
@@ -212,6 +214,8 @@ def open_stage(
         with _enter(request, main=world.main) as run:
             if world.main:
                 _record(recipe, request, run, train)
+                for sentence in remarks(train) if sources is None else []:
+                    print(f"data: {sentence}", file=sys.stderr, flush=True)
             yield Stage(recipe, request, world, device, run, train, validation)
     except OSError as error:  # here, so that ranks tell it as they tell the user's mistakes
         complaint = disk_complaint(error)

@@ -1,0 +1,48 @@
+"""What is worth knowing about data before a run is spent on it, and is no fault."""
+
+from beit.data.index import counted
+from beit.data.naming import printable
+from beit.data.packed import PackedSource
+from beit.data.part_names import TEST
+from beit.data.sources import Source, labels_of
+
+_FEW = 5  # names that are told
+
+
+def remarks(source: Source) -> list[str]:
+    """Sentences about what a source holds and does not give, in whatever part.
+
+    A folder of test pictures is meant to be left alone, and not spoken of.
+    """
+    if not isinstance(source, PackedSource):
+        return []
+    found = []
+    tests = {name.decode() for name in TEST}
+    left = {name: n for name, n in source.left_out.items() if name.lower() not in tests}
+    if left and source.training_folder is not None:
+        beside = printable(source.training_folder)
+        where = [f"{n:,} in {name or 'no folder'}" for name, n in left.items()]
+        found.append(f"pictures beside {beside}/ in {source.name} are left out: {_some(where)}")
+    if foreign := source.passed_over:
+        found.append(
+            f"{source.name} holds pictures that cannot be read here and are passed over: "
+            f"{counted(foreign)}; convert them to JPEG or PNG to use them"
+        )
+    return found
+
+
+def unmeasured_classes(train: Source, validation: Source) -> list[str]:
+    """A sentence about classes of which no picture was held out, if there are any."""
+    seen = set(labels_of(validation).tolist())
+    missing = [name for label, name in enumerate(train.classes) if label not in seen]
+    if not missing or not seen:
+        return []
+    return [
+        f"chance held out pictures of {len(train.classes) - len(missing)} of the "
+        f"{len(train.classes)} classes: nothing is measured on {_some(missing)}; lay out folders "
+        "train and val to choose yourself"
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" * (len(names) > _FEW))
