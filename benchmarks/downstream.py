@@ -65,6 +65,11 @@ def square(pixels: int, rate: float | None = None) -> dict[str, Any]:
     return shape if rate is None else {**shape, "optim__lr": rate}
 
 
+def wider(pixels: int, steps: int, rate: float) -> dict[str, Any]:
+    """All labels at another size than the recipe's."""
+    return labels("all", steps, encoder__image_size=(pixels, pixels), optim__lr=rate)
+
+
 FROM = ("short", "long")
 HALF_WAY = ("classifier",)
 SHARES = ("1%", "10%", "all")
@@ -106,6 +111,12 @@ EXPERIMENTS: dict[str, list[Trial]] = {
         Trial("160 to 224 px, untrained", labels("all", 1, **square(224, 1e-12)), starts=HALF_WAY),
         Trial("160 to 224 px", labels("all", 60, **square(224, 3e-4)), starts=HALF_WAY),
         Trial("160 to 160 px", labels("all", 60, **square(160, 3e-4)), starts=HALF_WAY),
+    ],
+    # The same from good classifiers at the recipe's 64 px, in patches of 8.
+    "resolution-longer": [
+        Trial("64 to 96 px, untrained", wider(96, 1, 1e-12), starts=HALF_WAY),
+        Trial("64 to 96 px", wider(96, 200, 3e-4), starts=HALF_WAY),
+        Trial("64 to 64 px", wider(64, 200, 3e-4), starts=HALF_WAY),
     ],
     # "middle" is a classifier fine-tuned on imagenette from the short pre-training, "adapted" the
     # short pre-training gone on with on camvid's training pictures, without their masks.
