@@ -13,6 +13,7 @@ from beit.cli import main
 from beit.data import pack as packing
 from beit.data import packed_folder
 from beit.data.decode import BadPicture
+from beit.data.labels import check_classes
 from beit.data.pack import PackSettings, pack
 from beit.data.shards import find_shards
 from beit.data.sources import Source, open_source
@@ -73,6 +74,20 @@ def test_order_labels_names_and_pixels_are_kept(folder: Path, tmp_path: Path, sp
         assert error < 6, error
         wrong = np.abs(np.asarray(image, float) - np.asarray(expected, float)[::-1]).mean()
         assert wrong > 2 * error
+
+
+def test_what_chance_held_out_stays_so(tmp_path: Path) -> None:
+    """Then a class of which none was held out is no mistake of the user's, as in the folder."""
+    names = [f"{number:02}" for number in range(12)]
+    for name in names:
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (2, 2)).save(tmp_path / "pictures" / name / f"{number}.png")
+    assert packed(tmp_path / "pictures", tmp_path / "out") == 0
+    train, val = (open_source(str(tmp_path / "out"), split) for split in ("train", "val"))
+    assert getattr(val, "held_out", False) and not getattr(train, "held_out", True)
+    check_classes(train, val)
+    assert 0 < len({val.label(place) for place in range(len(val))}) < len(names)
 
 
 def test_bad_pictures_are_named_and_left_out(folder: Path, tmp_path: Path, capfd: Any) -> None:
