@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,26 @@ def test_kernels_compute_attention_and_its_gradients() -> None:
     assert done.stdout == "equal\n"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this platform")
+def test_kernels_can_be_assembled_for_hopper(tmp_path: Path) -> None:
+    """By Triton's compiler, on any machine; and they are what they are said to be.
+
+    A former backward kernel put 160 bytes a thread aside and wrote its result two at a time.
+    """
+    done = subprocess.run(
+        [sys.executable, HERE / "fused_for_hopper.py", tmp_path],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"_forward", "_of_keys_and_values", "_of_queries"}
+    for kernel, used in found.items():
+        assert used["stack"] <= 16 and used["small"] == 0, kernel
+        assert used["shared"] <= 227 * 1024 // 2, kernel  # two of them on a multiprocessor
+
+
 def test_a_cpu_does_without() -> None:
     projected = torch.randn(2, 5, 3, 2, 16).bfloat16()
     assert not is_made_for(projected)
@@ -49,28 +70,26 @@ def _drawn(tokens: int, heads: int, features: int) -> tuple[Tensor, Tensor, Tens
     return projected.cuda(), bias.cuda(), received.cuda()
 
 
-def _gradients(projected: Tensor, bias: Tensor | None, received: Tensor) -> list[Tensor]:
-    given = [tensor.clone().requires_grad_() for tensor in (projected, bias) if tensor is not None]
-    mixed = fused_attention(given[0], given[1] if bias is not None else None)
+def _gradients(projected: Tensor, bias: Tensor, received: Tensor) -> list[Tensor]:
+    given = [tensor.clone().requires_grad_() for tensor in (projected, bias)]
+    mixed = fused_attention(given[0], given[1])
     torch.autograd.backward(mixed, received)
     return [mixed.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
-    ("tokens", "heads", "features"), [(197, 12, 64), (65, 3, 64), (17, 4, 16), (256, 2, 32)]
+    ("tokens", "heads", "features"),
+    [(197, 12, 64), (65, 3, 64), (17, 4, 16), (256, 2, 32), (1025, 2, 64)],
 )
-def test_a_gpu_computes_the_same(tokens: int, heads: int, features: int, biased: bool) -> None:
-    projected, drawn, received = _drawn(tokens, heads, features)
-    bias = drawn if biased else None
+def test_a_gpu_computes_the_same(tokens: int, heads: int, features: int) -> None:
+    projected, bias, received = _drawn(tokens, heads, features)
     assert is_made_for(projected)
-    exact = [tensor.double().requires_grad_() for tensor in (projected, drawn)]
+    exact = [tensor.double().requires_grad_() for tensor in (projected, bias)]
     query, key, value = split_projected(exact[0])
-    scores = attention_probabilities(query, key, exact[1] if biased else None)
-    oracle = (scores @ value).transpose(1, 2)
+    oracle = (attention_probabilities(query, key, exact[1]) @ value).transpose(1, 2)
     torch.autograd.backward(oracle, received.double())
-    expected = [oracle, exact[0].grad, *([exact[1].grad] if biased else [])]
+    expected = [oracle, exact[0].grad, exact[1].grad]
     found = _gradients(projected, bias, received)
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs is not None

@@ -61,7 +61,8 @@ def attend_projected(projected: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (B, T, H, d).
     """
-    if is_made_for(projected):
+    # Without a bias torch has a fast kernel.
+    if bias is not None and is_made_for(projected):
         return fused_attention(projected, bias)
     return attend(*split_projected(projected), bias).transpose(1, 2)
 
