@@ -38,6 +38,7 @@ def commands(data: str | None) -> list[list[str]]:
         *(["step.py", what, *shape] for what in ("live", "given", "classifier")),
         ["ideas.py", *shape],
         ["profile_step.py", *shape],
+        ["attention.py"],
         *pictures,
         *(["growth.py", part] for part in ("opening", "workers", "batch", "memory", "processes")),
         ["performance_tables.py"],

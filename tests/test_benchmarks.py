@@ -54,6 +54,26 @@ def test_ideas_change_no_gradient(tmp_path: Path) -> None:
     assert all(row.get("gradients apart", 0) < 1e-5 for row in rows)
 
 
+def test_attention_is_compared_alone(tmp_path: Path) -> None:
+    words = [
+        "--tokens",
+        "17",
+        "--in-all",
+        "40",
+        "--heads",
+        "2",
+        "--features",
+        "16",
+        "--rounds",
+        "2",
+    ]
+    (row,) = recorded("attention.py", words, tmp_path)["rows"]
+    assert (row["batch"], row["tokens"]) == (2, 17)
+    assert set(row["apart from float32"]) == {"ours", "torch's", "written out"}
+    for what in ("forward", "forward and backward"):
+        assert set(row[what]["ratios"]) == {"torch's / ours", "written out / ours"}
+
+
 def test_a_step_is_profiled_and_drawn(tmp_path: Path) -> None:
     (row,) = recorded("profile_step.py", SMALL, tmp_path)["rows"]
     assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
