@@ -40,6 +40,18 @@ OF_QUERIES = Blocks(queries=64, keys=64, warps=4, stages=2)
 
 
 @triton.jit
+def _place(tokens, at_once: tl.constexpr, heads: tl.constexpr):
+    """Which head of all, of which picture and in it a program works on, and on which tokens.
+
+    One after the other come the programs of a head, which read the same numbers.
+    """
+    blocks = tl.cdiv(tokens, at_once)
+    member = tl.program_id(0) // blocks
+    own = (tl.program_id(0) % blocks) * at_once + tl.arange(0, at_once)
+    return member, (member // heads).to(tl.int64), member % heads, own
+
+
+@triton.jit
 def _scores(query, key, bias, rows, columns, tokens, row_stride, scale):
     """Base-2 logits of some queries for some keys, -inf where there is no key."""
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (scale * LOG2_E)
@@ -64,11 +76,7 @@ def _forward(
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
 ):
-    # One after the other the programs of a head, which read the same keys and values.
-    blocks = tl.cdiv(tokens, queries_at_once)
-    member = tl.program_id(0) // blocks
-    picture, head = (member // heads).to(tl.int64), member % heads
-    rows = (tl.program_id(0) % blocks) * queries_at_once + tl.arange(0, queries_at_once)
+    member, picture, head, rows = _place(tokens, queries_at_once, heads)
     feature = tl.arange(0, features)
     step = 3 * heads * features  # from token to token
     start = projected + picture * tokens * step + head * features
@@ -115,10 +123,7 @@ def _of_keys_and_values(
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
 ):
-    blocks = tl.cdiv(tokens, keys_at_once)
-    member = tl.program_id(0) // blocks
-    picture, head = (member // heads).to(tl.int64), member % heads
-    columns = (tl.program_id(0) % blocks) * keys_at_once + tl.arange(0, keys_at_once)
+    member, picture, head, columns = _place(tokens, keys_at_once, heads)
     there = columns < tokens
     feature = tl.arange(0, features)
     step = 3 * heads * features
@@ -171,10 +176,7 @@ def _of_queries(
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
 ):
-    blocks = tl.cdiv(tokens, queries_at_once)
-    member = tl.program_id(0) // blocks
-    picture, head = (member // heads).to(tl.int64), member % heads
-    rows = (tl.program_id(0) % blocks) * queries_at_once + tl.arange(0, queries_at_once)
+    member, picture, head, rows = _place(tokens, queries_at_once, heads)
     own = rows < tokens
     feature = tl.arange(0, features)
     step = 3 * heads * features
