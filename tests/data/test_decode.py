@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import resource
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 from PIL.GifImagePlugin import GifImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -18,10 +19,14 @@ from beit.data.decode import (
     NoClasses,
     decode,
     decode_classes,
+    decode_pixels,
     read_bytes,
     upright_size,
 )
 from oracles.picture_zoo import Specimen, bombs, chunk, grey, png, saved, scene, zoo
+
+NO_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+WITH_AVIF = pytest.param("AVIF", marks=NO_AVIF)
 
 
 @pytest.mark.parametrize("specimen", zoo(), ids=lambda one: one.name)
@@ -67,7 +72,7 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", WITH_AVIF])
 def test_the_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
@@ -105,6 +110,47 @@ def test_the_pixel_limit_is_a_limit_on_pixels() -> None:
     assert decode(data, pixel_limit=600).size == (30, 20)
     with pytest.raises(BadPicture, match="30 x 20 pixels, more than 599"):
         decode(data, pixel_limit=599)
+
+
+def with_heif() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+
+
+def test_a_telephone_s_picture_is_upright_once() -> None:
+    """HEIF says itself how it is turned; the EXIF beside it does not count."""
+    with_heif()
+    exif = Image.Exif()
+    exif[274] = 6
+    data = saved(Image.fromarray(scene()), "HEIF", quality=95, exif=exif)
+    pixels = np.asarray(decode(data)).astype(int)
+    assert upright_size(data) == pixels.shape[:2] == scene().shape[:2]
+    assert np.abs(pixels - scene()).max() < 12
+    assert np.array_equal(decode_pixels(data).permute(1, 2, 0).numpy(), pixels)
+    with pytest.raises(BadPicture, match="32 x 24 pixels, more than 10"):
+        decode(data, pixel_limit=10)
+
+
+def test_of_several_pictures_in_a_heif_the_first_is_read() -> None:
+    with_heif()
+    first, second = Image.fromarray(scene()), Image.new("RGB", (32, 24))
+    data = saved(first, "HEIF", quality=95, save_all=True, append_images=[second])
+    assert np.abs(np.asarray(decode(data)).astype(int) - scene()).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["HEIF", WITH_AVIF])
+def test_damaged_pictures_of_newer_formats_are_refused(kind: str) -> None:
+    if kind == "HEIF":
+        with_heif()
+    data = saved(Image.fromarray(scene()), kind)
+    chance = np.random.default_rng(3)
+    for length in np.linspace(1, len(data) - 1, 25).astype(int):
+        with contextlib.suppress(BadPicture):
+            assert decode(data[:length]).size == (32, 24)
+    for place in chance.integers(0, len(data), 40):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(chance.integers(8))
+        with contextlib.suppress(BadPicture):
+            assert decode(bytes(changed)).mode == "RGB"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])

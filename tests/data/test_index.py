@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import cache, index
+from beit.data import cache, formats, index
 from beit.data.index import FolderSource
 from beit.data.layout import LayoutBuilder
 from beit.data.naming import PackedNames, printable
@@ -123,15 +123,33 @@ def test_other_parts_of_the_same_files_are_other_data(tmp_path: Path) -> None:
 
 def test_what_is_in_no_part_and_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     _fill(tmp_path, "train/a/1.png", "val/a/2.png", "test/3.png", "extra/4.png", "extra/5.png")
-    _fill(tmp_path, "6.png", "train/a/7.HEIC", "train/8.avif", "train/9.heic", ".hidden.heic")
+    _fill(tmp_path, "6.png", "train/a/7.JXL", "train/8.cr2", "train/9.jxl", ".hidden.jxl")
     left, foreign = remarks(open_source(str(tmp_path), "val"))
     assert "beside train/" in left and left.endswith("left out: 1 in no folder, 2 in extra")
-    assert "1 .avif, 2 .heic" in foreign
+    assert "1 .cr2, 2 .jxl; to use them convert them to JPEG" in foreign
     _fill(tmp_path / "plain", "a/1.png", "train/2.png")
     assert remarks(open_source(str(tmp_path / "plain"), "train")) == []
-    _fill(tmp_path / "phone", "1.heic")
-    with pytest.raises(UserError, match=r"no picture .* 1 .heic cannot be read"):
-        open_source(str(tmp_path / "phone"), "train")
+    _fill(tmp_path / "camera", "1.nef")
+    with pytest.raises(UserError, match=r"no picture .* 1 .nef cannot be read: convert"):
+        open_source(str(tmp_path / "camera"), "train")
+
+
+def test_what_counts_as_a_picture_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package for telephones' pictures is put in, and what was listed before is out of date."""
+    _fill(tmp_path, "1.png", "2.heic")
+    without = formats.SUFFIXES - {b".heic"}
+    with monkeypatch.context() as patch:
+        for module in (formats, index):
+            patch.setattr(module, "SUFFIXES", without)
+        patch.setattr(index, "FOREIGN_SUFFIXES", frozenset([b".heic"]))
+        source = FolderSource(os.fsencode(tmp_path), "all")
+        assert len(source) == 1 and "pip install" in remarks(source)[0]
+    for module in (formats, index):
+        monkeypatch.setattr(module, "SUFFIXES", without | {b".heic"})
+    source = FolderSource(os.fsencode(tmp_path), "all")
+    assert len(source) == 2 and remarks(source) == []
 
 
 def test_the_keyed_holdout_is_stable_when_files_are_added(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_labels_beside_the_pictures_as_webdataset_keeps_them(tmp_path: Path) -> 
             if name == "x/1":
                 _put(archive, "x/1.cls", text)
         _put(archive, "x/4.png", PICTURE)
-        _put(archive, "x/4.heic", b"")
+        _put(archive, "x/4.jxl", b"")
     source = open_source(str(tmp_path / "a.tar"), "all")
     assert source.classes == ("3", "12")
     assert [source.label(place) for place in range(5)] == [1, 0, 1, -1, -1]
@@ -115,7 +115,7 @@ def test_labels_beside_the_pictures_as_webdataset_keeps_them(tmp_path: Path) -> 
     _shard(tmp_path / "b" / "a.tar", *(f"x/{name}.png" for name in ("0", "1", "2.5", "3", "4")))
     other = open_source(str(tmp_path / "b" / "a.tar"), "all")
     assert other.fingerprint != first and other.classes == ("x",)
-    assert "1 .heic" in remarks(source)[0]
+    assert "1 .jxl" in remarks(source)[0]
 
 
 def test_shards_in_split_folders(tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ def test_too_many_bad_pictures_stop_the_run_with_the_list(tmp_path: Path) -> Non
 
 def test_pictures_that_are_not_used_are_told_once(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos")
-    (data / "train" / "phone.heic").touch()
+    (data / "train" / "camera.cr2").touch()
     outcome = beit(*pretraining(tmp_path / "run", data))
     assert outcome.status == 0
-    assert outcome.err.count("passed over: 1 .heic; convert them to JPEG or PNG") == 1
+    assert outcome.err.count("passed over: 1 .cr2; to use them convert them to JPEG") == 1
 
 
 def test_bad_validation_pictures_are_named_and_left_out(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ everywhere or nowhere:
 
 * the format is taken from the content and must be on the allow-list, whatever the name says;
 * the pixel limit is checked in the header, before anything is decoded;
-* the EXIF orientation is applied; colour profiles are ignored;
+* the EXIF orientation is applied (HEIF has its own); colour profiles are ignored;
 * 16-bit and float greys are scaled to 8 bits, never clipped;
 * transparency is composited on white;
 * animations and files of several pages are refused, as are truncated files.
@@ -26,25 +26,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-# TIFF and WebP are not among the formats Pillow registers by itself.
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
-
+from beit.data.formats import formats_for
 from beit.data.jpeg import ordinary_size
 
 if TYPE_CHECKING:  # torch takes seconds to import, and looking at a folder needs none of it
     from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = frozenset(
-    (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".tif", b".tiff")
-    + (b".bmp", b".gif", b".ppm", b".pgm", b".pbm", b".pnm")
-)
-# Pictures to people, and not to us: no decoder for them comes with Pillow everywhere.
-FOREIGN_SUFFIXES = frozenset(
-    (b".heic", b".heif", b".avif", b".jxl", b".jp2", b".j2k", b".jpx", b".psd", b".svg", b".tga")
-    + (b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf", b".pef", b".exr")
-)
 PIXEL_LIMIT = 64 * 1024 * 1024
 FILE_LIMIT = 512 * 1024 * 1024  # bytes; 64 Mpx of 16-bit RGB without compression fit
 
@@ -64,8 +53,6 @@ _PLAIN_MODES = frozenset(("RGB", "L", "1", "CMYK", "P", "YCbCr", "RGBX"))
 _ALPHA_MODES = frozenset(("RGBA", "LA", "PA", "La", "RGBa"))
 _CLASS_MODES = frozenset(("L", "P", "1", "I;16", "I"))  # of masks
 _STRETCHED_GREYS = {"L;2": 85, "L;4": 17}
-
-assert {TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format} < set(FORMATS)
 
 
 class BadPicture(Exception):
@@ -108,7 +95,7 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     Raises:
         BadPicture: The file is refused; the reason says why.
     """
-    with _opened(data, FORMATS, pixel_limit) as image:
+    with _opened(data, formats_for(data), pixel_limit) as image:
         image.load()
         return to_rgb(_upright(image))
 
@@ -127,7 +114,7 @@ def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> "Tensor":
         pixels = _decoded_jpeg(data)
         if pixels is not None and pixels.shape == (3, *size):
             return pixels
-    with _opened(data, FORMATS, pixel_limit) as image:
+    with _opened(data, formats_for(data), pixel_limit) as image:
         if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) not in _TURNS:
             pixels = _decoded_jpeg(data)
             if pixels is not None and pixels.shape == (3, image.height, image.width):
@@ -184,7 +171,7 @@ def upright_size(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]
     Raises:
         BadPicture: The file is refused; the reason says why.
     """
-    with _opened(data, FORMATS, pixel_limit) as image:
+    with _opened(data, formats_for(data), pixel_limit) as image:
         width, height = image.size
         # TIFF files tell the size that they will have when they are turned.
         turned = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
@@ -245,7 +232,9 @@ def _check_header(image: Image.Image, pixel_limit: int) -> None:
     width, height = image.size
     if width * height > pixel_limit:
         raise BadPicture(f"{width} x {height} pixels, more than {pixel_limit}")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    # Of these the first, or the one that is called the primary, is what every viewer shows.
+    several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
+    if several:
         raise BadPicture("several pages" if image.format == "TIFF" else "animated")
 
 

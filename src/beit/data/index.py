@@ -28,8 +28,9 @@ from beit.data.cache import (
     publish_generation,
     save_array,
 )
-from beit.data.decode import FOREIGN_SUFFIXES, SUFFIXES, read_bytes
+from beit.data.decode import read_bytes
 from beit.data.file_table import FileTable
+from beit.data.formats import FOREIGN_SUFFIXES, SUFFIXES, readable
 from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import PackedNames, printable
 from beit.data.packed import PackedSource, Split
@@ -103,7 +104,8 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
         save_array(folder, "directory_offsets", np.array(directories.offsets, np.int64))
         save_array(folder, "directory_times", np.array(directories.times, np.int64))
         save_array(folder, "times", times)
-        layout.save(folder, version=_VERSION, settled=settled, passed_over=foreign)
+        more = {"passed_over": foreign, "readable": readable()}
+        layout.save(folder, version=_VERSION, settled=settled, **more)
 
     return publish_generation(key, write)
 
@@ -112,6 +114,8 @@ def _is_current(root: bytes, generation: Path) -> bool:
     try:
         meta = load_meta(generation)
         if meta.get("version") != _VERSION or not meta.get("settled"):
+            return False
+        if meta.get("readable") != readable():
             return False
         times: NDArray[Any] = open_array(generation, "directory_times")
         names = PackedNames(
@@ -140,8 +144,8 @@ def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories, Counter
     if not len(builder):
         raise NoPicture(
             f"there is no picture in {printable(root)}: looked for files ending in "
-            + ", ".join(sorted(suffix.decode() for suffix in SUFFIXES))
-            + (f"; {counted(foreign)} cannot be read, convert them to JPEG" if foreign else "")
+            + ", ".join(readable())
+            + (f"; {counted(foreign)} cannot be read: {way_out(foreign)}" if foreign else "")
         )
     return builder.finish(), np.array(times, np.int64), directories, foreign
 
@@ -149,6 +153,12 @@ def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories, Counter
 def counted(endings: Mapping[str, int]) -> str:
     """How many files there are of each ending, in words."""
     return ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+
+
+def way_out(endings: Mapping[str, int]) -> str:
+    """What to do about files of these endings."""
+    heif = {".heic", ".heif", ".hif"} & set(endings)
+    return "convert them to JPEG or PNG" + (', or pip install "beit[heif]"' if heif else "")
 
 
 def _entries(root: bytes, relative: bytes, foreign: Counter[str]) -> list[_Entry]:

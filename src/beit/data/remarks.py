@@ -1,6 +1,6 @@
 """What is worth knowing about data before a run is spent on it, and is no fault."""
 
-from beit.data.index import counted
+from beit.data.index import counted, way_out
 from beit.data.naming import printable
 from beit.data.packed import PackedSource
 from beit.data.part_names import TEST
@@ -26,7 +26,7 @@ def remarks(source: Source) -> list[str]:
     if foreign := source.passed_over:
         found.append(
             f"{source.name} holds pictures that cannot be read here and are passed over: "
-            f"{counted(foreign)}; convert them to JPEG or PNG to use them"
+            f"{counted(foreign)}; to use them {way_out(foreign)}"
         )
     return found
 

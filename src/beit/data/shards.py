@@ -31,6 +31,7 @@ from beit.data.cache import (
     save_array,
 )
 from beit.data.file_table import FileTable
+from beit.data.formats import readable
 from beit.data.index import foreign_suffix, picture_suffix
 from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import printable
@@ -134,7 +135,7 @@ def shard_index(root: bytes, shards: list[bytes], *, rescan: bool = False) -> Pa
     def write(folder: Path) -> None:
         save_array(folder, "shard", np.array(members.shards, np.int32)[order])
         save_array(folder, "start", np.array(members.starts, np.int64)[order])
-        more = {"stamps": stamps, "passed_over": members.foreign}
+        more = {"stamps": stamps, "passed_over": members.foreign, "readable": readable()}
         layout.save(folder, version=_VERSION, settled=settled, **more)
 
     return publish_generation(key, write)
@@ -154,8 +155,8 @@ def _is_current(generation: Path, stamps: list[list[Any]]) -> bool:
         meta = load_meta(generation)
     except (OSError, ValueError):
         return False
-    facts = (meta.get("version"), meta.get("settled"), meta.get("stamps"))
-    return facts == (_VERSION, True, stamps)
+    facts = [meta.get(name) for name in ("version", "settled", "readable", "stamps")]
+    return facts == [_VERSION, True, readable(), stamps]
 
 
 def _layout(members: _Members, order: list[int]) -> Layout:
