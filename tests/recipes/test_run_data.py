@@ -96,6 +96,29 @@ def test_changed_pictures_need_consent(tmp_path: Path) -> None:
     assert beit(*words).status == 0  # once accepted, these are the run's pictures
 
 
+def test_others_that_were_accepted_for_a_refused_run_are_still_a_change(tmp_path: Path) -> None:
+    data, run = photos(tmp_path / "photos"), tmp_path / "t"
+    spoil(data, "train", 1)
+    words = [*tokenizing(run, data, data__bad_share=0.5), "--resume"]
+    assert stopped(words, "TokenizeTask", 1).status == 143
+    pictures(tmp_path / "more", 1)
+    (tmp_path / "more" / "picture-000.jpg").rename(data / "train" / "another.jpg")
+    kept = ("recipe.yaml", "source.json", "pictures.npz", "bad_pictures.jsonl")
+    before = {name: (run / name).read_bytes() for name in kept}
+    state = run / "checkpoints" / "step-00000001" / "state.json"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    refused = beit(*words, "--accept-changed-data", data__timeout=9)
+    assert refused.status == 2 and "can be trusted" in refused.complaint
+    assert {name: (run / name).read_bytes() for name in kept} == before
+    state.write_bytes(whole)
+    refused = beit(*words)
+    assert refused.status == 2 and "train/another.jpg was added" in refused.complaint
+    assert beit(*words, "--accept-changed-data").status == 0
+    assert len(listed(run / "bad_pictures.jsonl")) == 1  # once more, by its number among the new
+    assert beit(*words).status == 0
+
+
 @pytest.mark.parametrize("longer", [b"", b" "])
 def test_a_picture_that_was_edited_in_place_needs_consent(tmp_path: Path, longer: bytes) -> None:
     """Whether its size has changed or not, and although its folder has not."""

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import yaml
 
-from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
 from beit.data.file_table import changed_files
 from beit.data.sources import Source
 from beit.errors import UserError
@@ -102,10 +101,11 @@ def read_recipe(file: Path) -> dict[str, Any]:
     return tree
 
 
-def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
+def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> bool:
     """See that the pictures are those that a run folder's source.json and list of files are of.
 
-    When the user accepts others, the list of bad pictures is put aside: it counts the old ones.
+    Returns:
+        Whether they are others, which was accepted.
 
     Raises:
         UserError: They are others, and that was not accepted.
@@ -113,7 +113,7 @@ def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
     before = _noted_source(file, accepted=accepted)
     change = changed_files(file.parent, source)
     if change is None and before.get("fingerprint") in (None, source.fingerprint):
-        return
+        return False
     if not accepted:
         counts = f"{before.get('pictures')} to train on then, {len(source)} now"
         raise UserError(
@@ -121,9 +121,7 @@ def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> None:
             f"{'' if change is None else f'; {change}'}): put them back, or go on with these by "
             "--accept-changed-data, or choose another --out"
         )
-    bad = file.with_name(BAD_PICTURES)
-    if bad.is_file():
-        bad.replace(bad.with_name(f"{BAD_PICTURES}.before"))
+    return True
 
 
 def _noted_source(file: Path, *, accepted: bool) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from beit.batch import ImageBatch
 from beit.data.augment import prepare
+from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
 from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.draws import MaskPlan
 from beit.data.file_table import keep_files
@@ -84,6 +85,7 @@ class Stage:
     run: RunFolder
     train: Source
     validation: Source
+    record: Callable[[], None]  # writes down what the run is of and from; for when it goes on
 
     def views(
         self, views: ViewSettings, masks: MaskPlan | None = None, codes: Codes | None = None
@@ -102,9 +104,15 @@ class Stage:
         """Train the task on the batches."""
         recipe = self.recipe
         settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
-        return fit(
+
+        def recorded(samples_seen: int) -> Iterator[ImageBatch]:
+            self.record()  # it asks for batches: nothing refuses the run any more
+            self.world.barrier()  # another rank may note a bad picture of the new ones
+            return batches(samples_seen)
+
+        result = fit(
             task.to(self.device),
-            batches,
+            recorded,
             # Whether other data is accepted was decided by source.json, when the run was opened.
             replace(
                 settings,
@@ -118,6 +126,8 @@ class Stage:
             resume=self.request.resume,
             fingerprints={"recipe": recipe_fingerprint(recipe), "data": self.train.fingerprint},
         )
+        self.record()  # a run that was at its end has asked for none
+        return result
 
     @property
     def _models(self) -> tuple[str, ...]:
@@ -212,11 +222,11 @@ def open_stage(
     refuse_impossible(recipe, world.size, len(train), device)
     try:
         with _enter(request, main=world.main) as run:
+            record = _recorder(recipe, request, run, train) if world.main else lambda: None
             if world.main:
-                _record(recipe, request, run, train)
                 for sentence in remarks(train) if sources is None else []:
                     print(f"data: {sentence}", file=sys.stderr, flush=True)
-            yield Stage(recipe, request, world, device, run, train, validation)
+            yield Stage(recipe, request, world, device, run, train, validation, record)
     except OSError as error:  # here, so that ranks tell it as they tell the user's mistakes
         complaint = disk_complaint(error)
         if complaint is None:
@@ -269,17 +279,34 @@ def _holds_something_else(folder: Path) -> bool:
     return any(not path.name.startswith(ours) for path in folder.iterdir())
 
 
-def _record(recipe: Frozen, request: RunRequest, run: RunFolder, train: Source) -> None:
-    """Write what the run is of and from, or see that a resumed run has the same of both."""
+def _recorder(
+    recipe: Frozen, request: RunRequest, run: RunFolder, train: Source
+) -> Callable[[], None]:
+    """See that a resumed run is of the same recipe and pictures; return what writes both down.
+
+    A new run's are written at once. Those of a run that is there wait: it may yet be refused, and
+    what was accepted for it would then be forgotten as a change.
+    """
     file = run.path / "source.json"
     clear_leftovers(run.path)
     if run.recipe.is_file():
         refuse_other_recipe(recipe, run.recipe)
-    if file.is_file():
-        refuse_other_data(train, file, accepted=request.accept_changed_data)
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    atomic_write_text(run.recipe, text)
-    where = os.path.abspath(request.data) if os.path.lexists(request.data) else request.data
-    keep_files(run.path, train)
-    source = {"data": where, "pictures": len(train), "fingerprint": train.fingerprint}
-    atomic_write_text(file, json.dumps(source) + "\n")
+    others = False
+    if known := file.is_file():
+        others = refuse_other_data(train, file, accepted=request.accept_changed_data)
+
+    @cache  # once: the second time, the list of bad pictures is that of the new ones
+    def record() -> None:
+        bad = run.path / BAD_PICTURES
+        if others and bad.is_file():  # it counts the old ones
+            bad.replace(bad.with_name(f"{BAD_PICTURES}.before"))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        atomic_write_text(run.recipe, text)
+        where = os.path.abspath(request.data) if os.path.lexists(request.data) else request.data
+        keep_files(run.path, train)
+        source = {"data": where, "pictures": len(train), "fingerprint": train.fingerprint}
+        atomic_write_text(file, json.dumps(source) + "\n")
+
+    if not known:
+        record()
+    return record
