@@ -102,6 +102,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "report of no run": (["report", "TMP/photos"], ["is not a run folder", "recipe.yaml"]),
     "report of nothing": (["report", "TMP/nothing"], ["is not a run folder"]),
+    "a name too long": (
+        [*PRETRAIN[:-1], "TMP/" + "r" * 300],
+        ["cannot be had", "shorter name"],
+    ),
+    "a model's too": (
+        ["evaluate", "m" * 300, "--data", "digits"],
+        ["mmm cannot be", "shorter name"],
+    ),
     "check without workers": (["data", "check", "digits", "--workers", "-1"], ["--workers -1"]),
     "check of nothing": (["data", "check", "TMP/nothing"], ["no folder"]),
     "info with an option of check": (["data", "info", "digits", "--workers", "2"], ["--workers"]),
@@ -173,6 +181,10 @@ TOLD: list[tuple[BaseException, int, str]] = [
     (UserError("the batch is wrong"), 2, "the batch is wrong"),
     (OSError(errno.ENOSPC, "No space", "a/b"), 2, "a/b cannot be written (No space): make room"),
     (OSError(errno.EDQUOT, "Quota"), 2, "the disk cannot be written (Quota): make room"),
+    (OSError(errno.EROFS, "Read-only", "a/b"), 2, "a/b cannot be written (Read-only): choose"),
+    (OSError(errno.EPERM, "No", b"b\xff"), 2, "b\udcff cannot be made (No): have that perm"),
+    (OSError(errno.EISDIR, "Dir", "a", None, "b"), 2, "b is a folder where a file is wanted (Dir)"),
+    (OSError(errno.ENOENT, "No such file", "a"), 2, "a is not there, or no longer (No such"),
     (StoppedBySignal("stopped by SIGTERM", 15), 143, "stopped by SIGTERM"),
     (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
 ]
@@ -191,6 +203,7 @@ def test_known_failures_are_one_sentence(
     "error",
     [
         OSError(errno.EIO, "ZeroDivisionError: x"),
+        OSError(errno.EACCES, "ZeroDivisionError: x"),  # of no file
         ZeroDivisionError("x"),
         caused(RankError("rank 1 failed"), ZeroDivisionError("x")),
     ],

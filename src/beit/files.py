@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _CHUNK = 1 << 20
@@ -29,6 +29,11 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_to_open(path: Path) -> None:
+    """Raise the reason why a file cannot be read; to safetensors it is missing in every case."""
+    path.open("rb").close()
 
 
 @contextmanager
@@ -56,8 +61,11 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # where it could not be made, it cannot be looked for either
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # that is what the user knows
         raise
     fsync_folder(path.parent)
 

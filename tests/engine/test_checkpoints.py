@@ -100,6 +100,21 @@ def test_none_sound_is_an_error(tmp_path: Path) -> None:
         store.load()
 
 
+def test_one_that_may_not_be_read_is_not_called_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = saved(tmp_path, 1, 2)
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(module, "sha256_of", forbidden)
+        store.load()
+    store.save(toy_snapshot(3))
+    assert store.steps() == [2, 3]
+
+
 def test_a_refused_one_is_replaced_and_does_not_count(tmp_path: Path) -> None:
     store = saved(tmp_path, 1, 2, 3, keep=3)
     for step in (2, 3):

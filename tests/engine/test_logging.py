@@ -164,6 +164,7 @@ def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = tmp_path / "f"
     atomic_write_text(path, "old\n")
     monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match="full") as full:
         atomic_write_text(path, "new\n")
+    assert full.value.filename == str(path)  # not the name that it has for an instant
     assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]

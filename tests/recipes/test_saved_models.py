@@ -128,3 +128,12 @@ def test_wrong_weights_are_refused(saved: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         load(saved)
+
+
+def test_weights_that_cannot_be_opened_are_not_called_missing(tmp_path: Path) -> None:
+    save_masked_image_model(tmp_path, MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5)), {})
+    weights = tmp_path / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights.name)  # a right that is missing would do, but not for root
+    with pytest.raises(UserError, match=r"model\.safetensors .*Too many levels of symbolic links"):
+        load(tmp_path)

@@ -140,12 +140,15 @@ class Checkpoints:
 
         Raises:
             UserError: There are some and not one verifies.
+            PermissionError: One may not be read.
         """
         refused: list[tuple[str, str]] = []
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
                 snapshot = read_snapshot(path)
+            except PermissionError:  # nothing says that it is bad
+                raise
             except (BadCheckpoint, OSError) as error:
                 refused.append((path.name, str(error)))
                 self._refused.add(path.name)

@@ -26,7 +26,7 @@ from beit.engine.launcher import (
     restarted,
     tell_launcher,
 )
-from beit.errors import Interrupted, UserError
+from beit.errors import Interrupted, UserError, files_as_mistakes
 
 __all__ = ["RankError", "World", "current_world", "launch", "process_group", "restarted"]
 
@@ -140,12 +140,14 @@ def process_group(device: str = "cpu") -> Iterator[World]:
     """
     global _current
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield _current
+        with files_as_mistakes():
+            yield _current
         return
     previous, _current = _current, _join(device)
     together = False
     try:
-        yield _current
+        with files_as_mistakes():  # of one rank perhaps, as any other mistake
+            yield _current
         together = True
     except (UserError, Interrupted, Diverged) as error:
         # All ranks agree on a stop and see the same numbers; a mistake (no memory, too many bad

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.errors import UserError
+from beit.files import try_to_open
 from beit.interop.modules import require_plain_pickle
 from beit.interop.sniff import sniff
 
@@ -41,6 +42,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a file; give a .pth, .pt or .safetensors file")
     if path.suffix == SAFE:
         try:
+            try_to_open(path)
             return dict(load_file(path))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as safetensors ({error})") from error
@@ -59,6 +61,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         UserError: It is no such file.
     """
     try:
+        try_to_open(path)
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:

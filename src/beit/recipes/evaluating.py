@@ -1,6 +1,7 @@
 """`beit evaluate`: a trained model measured on pictures whose answers are known."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def _refuse_unwritable(out: Path) -> None:
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "is a folder" if out.is_dir() else "would lie in a folder that is not there"
         raise UserError(f"{out} {what}: name a file for --out")
+    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"{out} would lie in a folder that cannot be written to: name another")
 
 
 def _classified(

@@ -33,7 +33,7 @@ from beit.engine.fit import fit
 from beit.engine.protocol import Batches, Evaluate
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, promise_repeatable_products
-from beit.errors import UserError, disk_complaint
+from beit.errors import UserError
 from beit.files import atomic_write_text, sha256_of
 from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
@@ -214,24 +214,18 @@ def open_stage(
         sources: The pictures to train and to measure on, when another stage has them open.
 
     Raises:
-        UserError: The run cannot go on there, or a disk is full while it is open.
+        UserError: The run cannot go on there.
     """
     if recipe.engine.deterministic:
         promise_repeatable_products()
     train, validation = sources or open_parts(request.data, rescan=request.resume)
     refuse_impossible(recipe, world.size, len(train), device)
-    try:
-        with _enter(request, main=world.main) as run:
-            record = _recorder(recipe, request, run, train) if world.main else lambda: None
-            if world.main:
-                for sentence in remarks(train) if sources is None else []:
-                    print(f"data: {sentence}", file=sys.stderr, flush=True)
-            yield Stage(recipe, request, world, device, run, train, validation, record)
-    except OSError as error:  # here, so that ranks tell it as they tell the user's mistakes
-        complaint = disk_complaint(error)
-        if complaint is None:
-            raise
-        raise UserError(complaint) from error
+    with _enter(request, main=world.main) as run:
+        record = _recorder(recipe, request, run, train) if world.main else lambda: None
+        if world.main:
+            for sentence in remarks(train) if sources is None else []:
+                print(f"data: {sentence}", file=sys.stderr, flush=True)
+        yield Stage(recipe, request, world, device, run, train, validation, record)
 
 
 def recipe_fingerprint(recipe: Frozen) -> str:

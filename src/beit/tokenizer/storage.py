@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, atomic_write_text
+from beit.files import atomic_write_bytes, atomic_write_text, try_to_open
 from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -108,6 +108,7 @@ def _build(values: dict[str, Any], folder: Path) -> DiscreteVAE:
 
 def _read_weights(model: DiscreteVAE, path: Path) -> None:
     try:
+        try_to_open(path)
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
