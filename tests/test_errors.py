@@ -14,6 +14,7 @@ from beit.errors import UserError, disk_complaint
 @pytest.mark.parametrize(
     ("name", "missing_right", "told"),
     [
+        ("file", 0, "file cannot be used"),
         ("file", os.R_OK, "file cannot be read"),
         ("file", os.W_OK, "file cannot be written"),
         ("folder", os.X_OK, "folder cannot be read"),
@@ -30,6 +31,15 @@ def test_what_is_not_permitted(
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & missing_right)
     complaint = disk_complaint(PermissionError(errno.EACCES, "Not you", str(tmp_path / name)))
     assert complaint is not None and complaint.startswith(f"{tmp_path}/{told} (Not you): ")
+
+
+def test_a_file_whose_folder_is_not_ours_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    complaint = disk_complaint(PermissionError(errno.EACCES, "Not you", str(tmp_path / "file")))
+    assert complaint is not None and "file cannot be replaced (Not you): " in complaint
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

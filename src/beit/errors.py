@@ -67,8 +67,11 @@ def files_as_mistakes() -> Iterator[None]:
 
 def _forbidden(path: str) -> str:
     """What is not permitted with a file or folder, as far as its rights tell."""
+    folder = os.path.dirname(os.path.abspath(path))
     if not os.path.exists(path):
-        return "made" if os.access(os.path.dirname(os.path.abspath(path)), os.X_OK) else "reached"
+        return "made" if os.access(folder, os.X_OK) else "reached"
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return "read"
-    return "used" if os.access(path, os.W_OK) else "written"
+    if not os.access(path, os.W_OK):
+        return "written"
+    return "used" if os.access(folder, os.W_OK) else "replaced"
