@@ -132,6 +132,23 @@ def test_names_of_masks_and_overlays_never_meet(learned: Path, data: Path, tmp_p
     assert len(list(out.iterdir())) == 4
 
 
+def test_masks_of_long_names_have_shorter_ones(learned: Path, data: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    names = ["é" * 124 + end for end in ("a.png", "b.png")] + [
+        "a" * 251 + ".png",
+        "b" * 200 + ".png",
+    ]
+    for name in names:
+        shutil.copy(data / "images" / "val" / "000.png", photos / name)
+    outcome = beit("predict", learned, photos, "--out", out, "--lines")
+    assert outcome.status == 0, outcome.err
+    masks = [Path(json.loads(line)["mask"]) for line in outcome.out.splitlines()]
+    assert len(set(masks)) == 4 and all(mask.is_file() for mask in masks)
+    assert len(list(out.iterdir())) == 8 and out / ("b" * 200 + ".png") in masks
+    assert beit("predict", learned, photos, "--out", out, "--lines").out == outcome.out
+
+
 def test_starts_from_a_pretraining_and_from_a_classifier(
     data: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

@@ -1,10 +1,10 @@
 """The command line: what a person types, and what they are told.
 
 Progress goes to standard error, results to standard output; with `--json` the last line of standard
-output is one JSON object. Exit status: 0 done, 2 the user's mistake, a full
-disk or a file that the system refuses, 1 ours (with a traceback where a sentence does not say it all), 128 + the signal's number when
-a signal ended the run (its state is saved). Nothing heavy is imported before a command is known, so
-that `--help` answers at once.
+output is one JSON object. Exit status: 0 done, 2 the user's mistake, a full disk or a file that the
+system refuses, 1 ours (with a traceback where a sentence does not say it all), 128 + the signal's
+number when a signal ended the run (its state is saved). Nothing heavy is imported before a command
+is known, so that `--help` answers at once.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """`beit predict`: what a trained model says of pictures."""
 
+import hashlib
 import io
 import json
 import os
@@ -30,6 +31,9 @@ from beit.recipes.segment import logits_of, settings_of
 from beit.report.overlays import Colours, index_png, overlay
 
 BATCH = 64
+_LONGEST = (
+    200  # bytes of a stem: 255 with a number, .overlay.png and the mark of an unfinished file
+)
 _NO_CHANCE = Key(0, 0, 0)
 
 
@@ -159,7 +163,7 @@ def _targets(files: FileList, out: Path) -> list[tuple[Path, Path]]:
         UserError: Something would be overwritten that is no mask of an earlier prediction.
     """
     taken: set[str] = set()
-    stems = [_free_name(Path(os.fsdecode(path)).stem, taken) for path in files.paths]
+    stems = [_free_name(_short(Path(os.fsdecode(path)).stem), taken) for path in files.paths]
     targets = [(out / f"{stem}.png", out / f"{stem}.overlay.png") for stem in stems]
     given = {os.path.realpath(os.fsdecode(path)) for path in files.paths}
     for mask, shown in targets:
@@ -176,6 +180,17 @@ def _palette(facts: Mapping[str, Any]) -> Colours | None:
     """The colours that a segmenter was trained with, if any were given."""
     stored = facts.get("palette")
     return None if stored is None else [(int(r), int(g), int(b)) for r, g, b in stored]
+
+
+def _short(stem: str) -> str:
+    """A stem that leaves room for what is put behind it: its beginning and a hash of it all."""
+    name = os.fsencode(stem)
+    if len(name) <= _LONGEST:
+        return stem
+    digest = hashlib.sha256(name).hexdigest()[:16]
+    while len(os.fsencode(stem)) > _LONGEST - len(digest) - 1:
+        stem = stem[:-1]  # by letters, not by bytes
+    return f"{stem}-{digest}"
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
