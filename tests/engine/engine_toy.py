@@ -200,7 +200,10 @@ class Killer:
         whole = save_file
 
         def torn(tensors: Any, path: Path) -> None:
-            whole(tensors, path)
+            unfinished = path.with_name(".tmpUNpKz1")  # safetensors renames it at the end
+            whole(tensors, unfinished)
+            self.tick(unfinished)
+            unfinished.rename(path)
             self.tick(path)
 
         setattr(checkpoints, "save_file", torn)  # noqa: B010

@@ -213,17 +213,22 @@ def test_touches_nothing_it_did_not_make(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     leftover = folder / "step-00000009.tmp-0123456789ab"
     leftover.mkdir()
-    (leftover / "model.safetensors").write_text("half")
+    for name in ("model.safetensors", ".tmpAb3dEf"):  # safetensors' own unfinished file
+        (leftover / name).write_text("half")
     with_notes = folder / "step-00000008.tmp-0123456789ab"
     with_notes.mkdir()
-    (with_notes / "notes.txt").write_text("mine")
+    notes = [with_notes / "notes.txt", with_notes / ".tmpnotes", folder / ".tmpAb3dEf"]
+    for path in notes:
+        path.write_text("mine")
+    (with_notes / ".tmpLink01").symlink_to(folder / "notes.txt")
     store = saved(tmp_path, 3, 4, 5, 6)
     (store.path(5) / "notes.txt").write_text("mine")
     store.save(toy_snapshot(7))
     for name in foreign:
         assert (folder / name / "model.safetensors").read_text() == "mine"
     assert (folder / "step-00000002").is_symlink() and (folder / "notes.txt").exists()
-    assert not leftover.exists() and (with_notes / "notes.txt").exists()
+    assert not leftover.exists() and all(path.exists() for path in notes)
+    assert (with_notes / ".tmpLink01").is_symlink()
     store.save(toy_snapshot(8))
     assert (store.path(5) / "notes.txt").read_text() == "mine"
     assert store.steps() == [7, 8]

@@ -33,6 +33,7 @@ STATE = "state.json"
 _FORMAT = "beit checkpoint 1"
 _COMPLETE = re.compile(r"step-\d{8,}")
 _UNFINISHED = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]{12}")
+_UNFINISHED_TENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # as safetensors calls what it writes
 _OURS = frozenset(
     {MANIFEST, STATE, "model.safetensors", "average.safetensors", "optimiser.safetensors"}
 )
@@ -78,7 +79,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.iterdir()):
             if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                _remove_ours(path, _OURS)
+                _remove_ours(path, _OURS | _unfinished_tensors(path))
 
     def require_space(self, snapshot_size: int, beside: int = 0) -> None:
         """Refuse to start a run whose checkpoints the disk cannot hold.
@@ -288,6 +289,15 @@ def _remove_ours(folder: Path, names: frozenset[str]) -> None:
         folder.rmdir()
     except OSError:  # somebody put a file of their own there, or it was never made
         return
+
+
+def _unfinished_tensors(folder: Path) -> frozenset[str]:
+    """Names of the files that safetensors was writing into a folder of ours when it was killed."""
+    return frozenset(
+        path.name
+        for path in folder.iterdir()
+        if _UNFINISHED_TENSORS.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    )
 
 
 def _require(folder: Path, needed: int) -> None:
