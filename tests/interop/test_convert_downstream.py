@@ -25,6 +25,7 @@ from beit.nn.decoder_config import PYRAMID, DecoderConfig, default_pyramid
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import Segmenter, build_segmenter
+from beit.recipes.finished import read_finished
 from beit.recipes.saved_models import save_classifier, save_segmenter
 from interop.interop_models import HEADS, hub_model, randomise, timm_model
 
@@ -85,6 +86,7 @@ def test_a_classifier_there_and_back_is_bitwise_and_keeps_its_labels(
     _convert(capsys, tmp_path / "ours", there, "--to", to)
     heads = ["--heads", HEADS] if to == "reference" and positions == "absolute" else []
     _convert(capsys, there, tmp_path / "back", "--to", "beit", *heads)
+    assert read_finished(tmp_path / "back").views == read_finished(tmp_path / "ours").views
     back = beit.load(tmp_path / "back")
     assert isinstance(back, Classifier) and back.labels == LABELS
     assert back.head.pool == pool
@@ -101,6 +103,36 @@ def test_a_classifier_there_and_back_is_bitwise_and_keeps_its_labels(
     if to == "transformers":
         for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
             assert (there / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize("to", ["reference", "transformers", "timm"])
+def test_a_classifier_that_says_no_crop_is_evaluated_alike_there_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    model = _classifier(tmp_path / "ours")
+    save_classifier(tmp_path / "ours", model, {})
+    names = {"reference": "there.pth", "transformers": "there", "timm": "there.safetensors"}
+    _convert(capsys, tmp_path / "ours", tmp_path / names[to], "--to", to)
+    views = [read_finished(tmp_path / name).views for name in ("ours", names[to])]
+    shares = [view.centre_share for view in views]
+    assert shares[0] == pytest.approx(shares[1], abs=0.015)  # transformers has whole pixels
+
+
+def test_timm_prepares_pictures_as_we_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timm = pytest.importorskip("timm")
+    _classifier(tmp_path / "ours")
+    result = _convert(capsys, tmp_path / "ours", tmp_path / "there.safetensors", "--to", "timm")
+    said = timm.data.resolve_data_config({}, model=timm.create_model(**result["timm"]))
+    assert said["interpolation"] == "bicubic"
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    # 40 px, of which the middle 32 are kept: nothing is resized, and the pixels are known
+    pixels = timm.data.create_transform(**said)(Image.fromarray(picture))
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    crop = torch.from_numpy(picture[4:36, 4:36]).permute(2, 0, 1) / 255
+    own = (crop - mean[:, None, None]) / deviation[:, None, None]
+    torch.testing.assert_close(pixels, own, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pool", ["mean", "special"])
@@ -223,7 +255,17 @@ def test_names_that_are_too_few_are_left_out(
     assert "left out 2 names for 5 classes" in result["notes"]
 
 
-@pytest.mark.parametrize("header", [{"timm": "nonsense"}, {"timm": "{}"}, {"timm": "[1]"}], ids=str)
+HEADERS = [
+    {"timm": text}
+    for text in (
+        *("nonsense", "{}", "[1]"),
+        '{"img_size": [32, 32], "num_heads": 4, "pretrained_cfg_overlay": {"crop_pct": "all"}}',
+        '{"img_size": [32, 32], "num_heads": 4, "pretrained_cfg_overlay": ["crop_pct"]}',
+    )
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=str)
 def test_impossible_headers_are_refused(tmp_path: Path, header: dict[str, str]) -> None:
     theirs = timm_model("per-layer", True, (32, 32))
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors", header)

@@ -51,18 +51,24 @@ def with_tables_a_layer(config: EncoderConfig, ours: Tensors) -> tuple[EncoderCo
 
 
 def to_reference(
-    encoder: Encoder, head: Head | MaskedPixelHead | None, labels: Sequence[str] = ()
+    encoder: Encoder,
+    head: Head | MaskedPixelHead | None,
+    labels: Sequence[str] = (),
+    centre_share: float | None = None,
 ) -> Exported:
     """The reference's `.pth`: {"model": state dict}, with its index buffers, strictly loadable.
 
-    The classes' names stand beside it, under "labels", where the reference does not look.
+    The classes' names and the share of the sides that the crop for evaluation keeps stand beside
+    it, under "labels" and "centre_share", where the reference does not look.
     """
     config, ours = encoder.config, state_of(encoder, head)
     theirs = _written(REFERENCE, config, ours, _kind(head, ours))
     for name in [name for name in theirs if name.endswith("relative_position_bias_table")]:
         stem = name.rpartition(".")[0]
         theirs[f"{stem}.{INDEX_SUFFIX}"] = relative_position_index(config.grid)
-    beside = {"labels": list(labels)} if labels else {}
+    beside: dict[str, Any] = {"labels": list(labels)} if labels else {}
+    if centre_share is not None:
+        beside["centre_share"] = centre_share
     return Exported({"": torch_bytes({"model": theirs, **beside})})
 
 
@@ -121,13 +127,16 @@ def require_square(config: EncoderConfig) -> None:
 
 
 def to_timm(
-    encoder: Encoder, head: Head | MaskedPixelHead | None, labels: Sequence[str] = ()
+    encoder: Encoder,
+    head: Head | MaskedPixelHead | None,
+    labels: Sequence[str] = (),
+    centre_share: float | None = None,
 ) -> Exported:
     """A safetensors file that `timm.create_model(..., checkpoint_path=FILE)` loads strictly.
 
     timm's beit_* models have a bias table a layer, so a shared one is copied into each; they have
-    no mask embedding and no prediction of tokens. What `create_model` must be told and the classes'
-    names stand in the file's header.
+    no mask embedding and no prediction of tokens. What `create_model` must be told (how pictures
+    are prepared is its `pretrained_cfg_overlay`) and the classes' names stand in the file's header.
     """
     config, ours = encoder.config, state_of(encoder, head)
     notes: list[str] = []
@@ -145,6 +154,8 @@ def to_timm(
     notes.append("feed it pictures normalised with ImageNet's mean and deviation, as here")
     theirs = _written(TIMM, config, ours, kind)
     arguments = _timm_arguments(config, head, kind)
+    if centre_share is not None:
+        arguments["pretrained_cfg_overlay"]["crop_pct"] = centre_share
     if not kind:
         theirs["norm.weight"], theirs["norm.bias"] = (
             torch.ones(config.width),
@@ -276,6 +287,11 @@ def _timm_arguments(
         "init_values": config.layer_scale,
         "num_classes": head.output.out_features if isinstance(head, ClassifierHead) else 0,
         "global_pool": "avg" if kind == "mean" else "token",
+        "pretrained_cfg_overlay": {
+            "input_size": [config.channels, *config.image_size],
+            "mean": list(MEAN),
+            "std": list(DEVIATION),
+        },
     }
 
 

@@ -24,7 +24,7 @@ from beit.interop.names import (
 from beit.interop.normalisation import IMAGENET, fold
 from beit.interop.plain_vit import completed, reason_against
 from beit.interop.segmentation import segmenter_on, split_segmenter
-from beit.interop.told import Prepared, labels_told, read_prepared, timm_told
+from beit.interop.told import Prepared, file_told, read_prepared
 from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
 from beit.interop.unwrap import unwrapped
 from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
@@ -78,6 +78,7 @@ def read_model(
     """
     file, hints = Path(path), Hints(image_size, heads)
     labels: tuple[str, ...] = ()
+    prepared = read_prepared(file)
     config_notes: list[str] = []
     config: dict[str, Any] | None = None
     if file.is_dir():
@@ -87,8 +88,7 @@ def read_model(
     read = read_tensors(file)
     require_no_probes(read, str(file))
     if config is None:
-        hints, labels = timm_told(file, hints)
-        labels = labels or labels_told(read)
+        hints, labels, prepared = file_told(file, read, hints)
     parts = split_segmenter(read, str(file))
     if parts is not None:
         read, hints, labels = parts.encoder, parts.adjusted(hints), labels or parts.labels
@@ -108,7 +108,6 @@ def read_model(
         )
     if len(labels) not in (0, _classes(model)):
         notes, labels = [*notes, f"left out {len(labels)} names for {_classes(model)} classes"], ()
-    prepared = read_prepared(Path(path))
     return replace(model, notes=tuple(notes), labels=labels, prepared=prepared)
 
 

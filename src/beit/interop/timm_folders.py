@@ -11,7 +11,7 @@ from beit.errors import UserError
 from beit.interop.models import ForeignModel
 from beit.interop.normalisation import normalisation_from
 from beit.interop.plain_vit import reason_in_parts
-from beit.interop.told import Prepared
+from beit.interop.told import Prepared, centre_share
 from beit.interop.weight_files import WEIGHTS, read_json
 from beit.nn.heads import ClassifierHead
 
@@ -69,12 +69,6 @@ def _described(config: Mapping[str, Any], file: Path) -> Described:
         ),
         tuple(map(str, labels)),
     )
-
-
-def centre_share(pretrained: Mapping[str, Any]) -> float | None:
-    """The share of the sides that timm's crop keeps; None where it is not said."""
-    share = float(pretrained.get("crop_pct") or 0)
-    return share if 0 < share <= 1 else None
 
 
 def _heads(architecture: str, file: Path) -> int:

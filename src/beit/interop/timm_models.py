@@ -15,8 +15,8 @@ from beit.interop.infer import Hints
 from beit.interop.models import ForeignModel, for_our_pictures, model_from_tensors, read_model
 from beit.interop.normalisation import Normalisation, normalisation_from
 from beit.interop.plain_vit import reason_in_parts
-from beit.interop.timm_folders import as_described, centre_share, described_by_timm, weights_in
-from beit.interop.told import Prepared
+from beit.interop.timm_folders import as_described, described_by_timm, weights_in
+from beit.interop.told import Prepared, centre_share
 from beit.nn.encoder import Encoder
 
 PREFIX = "timm:"

@@ -23,6 +23,14 @@ class Prepared(NamedTuple):
     centre_share: float | None = None
 
 
+class Told(NamedTuple):
+    """What a file says beside its weights: sizes and heads, the classes' names, the crop."""
+
+    hints: Hints
+    labels: tuple[str, ...] = ()
+    prepared: Prepared = Prepared()
+
+
 def read_prepared(folder: Path) -> Prepared:
     """Read the image processor of a transformers folder.
 
@@ -51,28 +59,37 @@ def _side(size: Any) -> int:
     return int(size)
 
 
-def labels_told(read: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes' names that a checkpoint of ours for the reference has beside its weights."""
-    found = read.get("labels")
-    return tuple(map(str, found)) if isinstance(found, (list, tuple)) else ()
+def centre_share(pretrained: Mapping[str, Any]) -> float | None:
+    """The share of the sides that timm's crop keeps; None where it is not said."""
+    share = float(pretrained.get("crop_pct") or 0)
+    return share if 0 < share <= 1 else None
 
 
-def timm_told(file: Path, hints: Hints) -> tuple[Hints, tuple[str, ...]]:
-    """What a file of ours for timm says in its header: sizes, heads, and the classes' names.
+def file_told(file: Path, read: Mapping[str, Any], hints: Hints) -> Told:
+    """What a file of ours for timm or for the reference says beside its weights.
 
     Raises:
         UserError: It has a header like ours with impossible values.
     """
-    if file.suffix != SAFE:
-        return hints, ()
-    header = read_metadata(file)
-    if "timm" not in header:
-        return hints, ()
+    header = read_metadata(file) if file.suffix == SAFE else {}
+    return _timm_told(file, header, hints) if "timm" in header else _reference_told(read, hints)
+
+
+def _reference_told(read: Mapping[str, Any], hints: Hints) -> Told:
+    labels, share = read.get("labels"), read.get("centre_share")
+    names = tuple(map(str, labels)) if isinstance(labels, (list, tuple)) else ()
+    possible = isinstance(share, float) and 0 < share <= 1
+    return Told(hints, names, Prepared(None, share if possible else None))
+
+
+def _timm_told(file: Path, header: Mapping[str, str], hints: Hints) -> Told:
     try:
         arguments, labels = json.loads(header["timm"]), json.loads(header.get("labels", "[]"))
         height, width = (int(side) for side in arguments["img_size"])
         heads = int(arguments["num_heads"])
         names = tuple(str(label) for label in labels)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        prepared = Prepared(None, centre_share(arguments.get("pretrained_cfg_overlay", {})))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file} has an impossible header ({error})") from error
-    return Hints(hints.image_size or (height, width), hints.heads or heads), names
+    hints = Hints(hints.image_size or (height, width), hints.heads or heads)
+    return Told(hints, names, prepared)

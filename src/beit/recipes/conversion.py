@@ -21,6 +21,7 @@ from beit.nn.heads import ClassifierHead, MaskedPixelHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
+from beit.recipes.finished import USUAL_SHARE
 from beit.recipes.graphs import DIGITS, real_pictures
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
@@ -74,10 +75,11 @@ class _Model:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def centre_share(self) -> float:
-        """Of the sides, that the crop for evaluation keeps; all where nobody says."""
+    def centre_share(self) -> float | None:
+        """Of the sides, that the crop for evaluation keeps; None where nobody says."""
         view = self.facts.get("view")
-        return float(view.get("centre_share", 1.0)) if isinstance(view, Mapping) else 1.0
+        share = view.get("centre_share") if isinstance(view, Mapping) else None
+        return None if share is None else float(share)
 
 
 def convert(
@@ -225,11 +227,14 @@ def _exported(model: _Model, to: Format) -> Exported:
         if to == "reference":
             return segmentation_to_reference(model.segmenter, labels)
         return segmentation_to_transformers(model.segmenter, labels)
+    share = model.centre_share
     if to == "reference":
-        return to_reference(encoder, head, labels)
+        return to_reference(encoder, head, labels, share)
     if to == "timm":
-        return to_timm(encoder, head, labels)
-    return to_transformers(encoder, head, labels, model.centre_share)
+        return to_timm(encoder, head, labels, share)
+    if share is None:  # its image processor has to say something: what we do ourselves
+        share = USUAL_SHARE if isinstance(head, ClassifierHead) else 1.0
+    return to_transformers(encoder, head, labels, share)
 
 
 def _write_graph(out: Path, to: Format, model: _Model, data: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from beit.recipes.foreign import facts_of, whole
 from beit.recipes.initial import read_initial
 
 Usable = Classifier | Segmenter
+USUAL_SHARE = 224 / 256  # that the crop for evaluation keeps where nobody says
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Finished:
     @property
     def views(self) -> ViewSettings:
         """How a picture is cut for it."""
-        share = float(self.facts.get("view", {}).get("centre_share", 224 / 256))
+        share = float(self.facts.get("view", {}).get("centre_share", USUAL_SHARE))
         size = self.model.encoder.config.image_size
         return ViewSettings(patch_view=size, random=False, centre_share=share)
 
