@@ -251,6 +251,8 @@ def test_half_precision_logits_are_averaged_in_full() -> None:
         ({"scales": (1.0, float("nan"))}, "scales"),
         ({"scales": (float("inf"),)}, "scales"),
         ({"scales": (1e9,)}, "0.05 to 20"),
+        ({"short_side": 1}, "leaves less than 2 pixels"),
+        ({"scales": (1.0, 0.08)}, "leaves less than 2 pixels"),
         ({"mode": "whole", "scales": (0.5, 1.0)}, "mode slide"),
     ],
 )

@@ -1,6 +1,7 @@
 """Laws of the encoder, for each way it can know positions."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,14 @@ def test_named_layers_are_the_layers(config: EncoderConfig) -> None:
     shorter.load_state_dict(encoder.state_dict(), strict=False)
     torch.testing.assert_close(output.layers[1], shorter(images).tokens)
     assert torch.equal(output.layers[2], encoder(images, layers=(1,)).layers[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"depth": 10**9}, {"width": 3 * 10**9}, {"image_size": (8, 4 * 10**9)}], ids=str
+)
+def test_an_encoder_that_would_never_end_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="at most"):
+        replace(PLAIN, **change)
 
 
 def test_a_layer_that_is_not_there_is_the_users_mistake() -> None:

@@ -40,6 +40,9 @@ def test_stride_and_grid() -> None:
         ({"decoder_widths": (8,) * 5, "decoder_blocks": (1,) * 5}, "decoder_widths"),
         ({"stem_kernel": 7, "stem_stride": 4}, "stem_kernel"),
         ({"vocabulary": 1}, "vocabulary"),
+        ({"vocabulary": 10**12}, "vocabulary must be 2 to"),
+        ({"output_kernel": 4}, "output_kernel must be an odd number"),
+        ({"output_kernel": 10**9 + 1}, "output_kernel must be an odd number up to"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], culprit: str) -> None:

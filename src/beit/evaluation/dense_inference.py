@@ -22,6 +22,7 @@ LogitsOf = Callable[[Tensor], Tensor]  # normalised (B, 3, h, w) -> (B, C, any, 
 
 _LONGEST = 8  # times the short side: longer pictures are made smaller, or windows would never end
 _SCALES = (0.05, 20.0)  # of use; beyond, a picture is a dot or fills the memory
+_SMALLEST = 2  # pixels of the short side; torch fails to resize a picture to one
 _WINDOWS = 8  # seen at once
 _BAND = 1 << 24  # numbers (C x rows x W) brought to the picture's own size at once
 
@@ -49,6 +50,11 @@ class DenseSettings:
         low, high = _SCALES
         if not self.scales or not all(low <= scale <= high for scale in self.scales):
             raise UserError(f"scales must be one or more of {low} to {high}, not {self.scales}")
+        if self.mode == "slide" and self.short_side * min(self.scales) < _SMALLEST:
+            raise UserError(
+                f"a short side of {self.short_side} times scales {self.scales} leaves less than "
+                f"{_SMALLEST} pixels of a picture: choose a larger short side or larger scales"
+            )
         if self.mode == "whole" and set(self.scales) != {1.0}:
             raise UserError(
                 f"a picture seen whole has the model's size, so scales {self.scales} change "

@@ -8,6 +8,7 @@ from typing import Literal
 from beit.errors import UserError
 
 RelativePositions = Literal["none", "shared", "per-layer"]
+LARGEST_SIDE, LARGEST_WIDTH, DEEPEST = 16_384, 16_384, 1_000  # far beyond any that was trained
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class EncoderConfig:
                 raise UserError(
                     f"every size of an encoder must be at least 1, and {name} is {size}"
                 )
+        for name, most in (("image_size", LARGEST_SIDE), ("width", LARGEST_WIDTH)):
+            size = getattr(self, name)
+            if max(size if isinstance(size, tuple) else (size,)) > most:
+                raise UserError(f"an encoder's {name} is at most {most}, not {size}")
+        if self.depth > DEEPEST:
+            raise UserError(f"an encoder has at most {DEEPEST} layers, not {self.depth}")
         if self.width % self.heads:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads")
         for name in ("drop_path", "dropout"):

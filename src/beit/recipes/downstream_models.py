@@ -1,10 +1,13 @@
 """What a recipe of fine-tuning says: classification and segmentation (facts of section 3)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from beit.nn.config import DEEPEST, LARGEST_SIDE, LARGEST_WIDTH
 from beit.recipes.models import (
+    LARGEST_FACTOR,
+    MOST,
     DataRecipe,
     EncoderRecipe,
     EngineRecipe,
@@ -14,6 +17,10 @@ from beit.recipes.models import (
     TokenizerRecipe,
     ViewRecipe,
 )
+
+LARGEST_SCALE = 100.0  # of a random size, times short_side
+Scale = Annotated[float, Field(gt=0, le=LARGEST_SCALE)]
+Block = Annotated[int, Field(ge=0, lt=DEEPEST)]
 
 
 class ClassifyViewRecipe(ViewRecipe):
@@ -46,14 +53,16 @@ class TuningRecipe(Frozen):
     layer_decay: float = Field(
         0.65, gt=0, le=1, description="rates fall by this from layer to layer; 1 for none"
     )
-    initial_factor: float = Field(0.001, gt=0, description="shrinks the classifier's first weights")
+    initial_factor: float = Field(
+        0.001, gt=0, le=LARGEST_FACTOR, description="shrinks the classifier's first weights"
+    )
 
 
 class MixingRecipe(Frozen):
     """Mixing pictures and softening labels."""
 
-    mixup: float = Field(0.8, ge=0, description="alpha of Mixup; 0 for none")
-    cutmix: float = Field(1.0, ge=0, description="alpha of CutMix; 0 for none")
+    mixup: float = Field(0.8, ge=0, le=LARGEST_FACTOR, description="alpha of Mixup; 0 for none")
+    cutmix: float = Field(1.0, ge=0, le=LARGEST_FACTOR, description="alpha of CutMix; 0 for none")
     switch: float = Field(0.5, ge=0, le=1, description="how often CutMix, where both are on")
     probability: float = Field(1.0, ge=0, le=1, description="share of the steps that mix")
     label_smoothing: float = Field(
@@ -73,7 +82,7 @@ class ClassifyRecipe(Frozen):
     optim: OptimRecipe
     engine: EngineRecipe = EngineRecipe()
     patience: int | None = Field(
-        None, gt=0, description="stop after so many evaluations without a better one"
+        None, gt=0, le=MOST, description="stop after so many evaluations without a better one"
     )
 
     @model_validator(mode="after")
@@ -89,7 +98,9 @@ class ClassifyRecipe(Frozen):
 class JointViewRecipe(Frozen):
     """How a picture and its mask become a view."""
 
-    short_side: int = Field(512, gt=0, description="pixels that pictures are brought to first")
+    short_side: int = Field(
+        512, gt=1, le=LARGEST_SIDE, description="pixels that pictures are brought to first"
+    )
     scale: tuple[float, float] = Field((0.5, 2.0), description="random size, times short_side")
     flip: bool = Field(True, description="mirror half of the views left to right")
     jitter: float = Field(0.4, ge=0, le=1, description="brightness, contrast, saturation strength")
@@ -99,8 +110,10 @@ class JointViewRecipe(Frozen):
 
     @model_validator(mode="after")
     def _ordered(self) -> "JointViewRecipe":
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError("scale must be two positive factors, low and high")
+        if not 0 < self.scale[0] <= self.scale[1] <= LARGEST_SCALE:
+            raise ValueError(
+                f"scale must be two factors, low and high, within (0, {LARGEST_SCALE:g}]"
+            )
         return self
 
 
@@ -110,10 +123,12 @@ class DecoderRecipe(Frozen):
     kind: Literal["pup", "upernet"] = Field(
         "pup", description="pup: progressive upsampling (the paper's); upernet: the reference's"
     )
-    channels: int | None = Field(None, gt=0, description="features of its convolutions")
-    layers: tuple[int, ...] | None = Field(None, description="blocks that are read, from 0")
+    channels: int | None = Field(
+        None, gt=0, le=LARGEST_WIDTH, description="features of its convolutions"
+    )
+    layers: tuple[Block, ...] | None = Field(None, description="blocks that are read, from 0")
     auxiliary: bool | None = Field(None, description="a second, shallow head in training")
-    auxiliary_weight: float = Field(0.4, ge=0, description="of that head's loss")
+    auxiliary_weight: float = Field(0.4, ge=0, le=LARGEST_FACTOR, description="of that head's loss")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the last channels dropped")
     norm: Literal["batch", "group"] = Field(
         "batch", description="batch as the reference; group where micro-batches are small"
@@ -127,7 +142,7 @@ class InferenceRecipe(Frozen):
         "slide", description="whole: squeezed to the model's size; slide: windows of it"
     )
     stride_share: float = Field(2 / 3, gt=0, le=1, description="step of the windows, of their size")
-    scales: tuple[float, ...] = Field((1.0,), description="sizes, times short_side, averaged")
+    scales: tuple[Scale, ...] = Field((1.0,), description="sizes, times short_side, averaged")
     flip: bool = Field(False, description="average with the mirrored picture")
 
 
@@ -157,7 +172,7 @@ class SegmentRecipe(Frozen):
     optim: OptimRecipe
     engine: EngineRecipe = EngineRecipe()
     patience: int | None = Field(
-        None, gt=0, description="stop after so many evaluations without a better one"
+        None, gt=0, le=MOST, description="stop after so many evaluations without a better one"
     )
 
 

@@ -5,13 +5,31 @@ field's description is its documentation: `beit recipes show NAME` prints it.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from beit.errors import UserError
+from beit.nn.config import DEEPEST, LARGEST_SIDE, LARGEST_WIDTH
+from beit.tokenizer.config import LARGEST_KERNEL, LARGEST_VOCABULARY
 
-Length = Annotated[int, Field(gt=0)]
+# Bounds that nothing sensible comes near: what lies beyond is a slip of the hand, and would end in
+# a fault somewhere below, or never end.
+MOST = 10**9  # steps, passes, patches
+LARGEST_BATCH = 10**6
+MOST_WORKERS = 1_024
+LONGEST_WAIT = 10**6  # seconds, 11 days
+MOST_CHECKPOINTS = 10**6
+LARGEST_FACTOR = 1e4  # rates and weights of losses
+MOST_STRETCHED = 1e3  # width / height of a crop, or the inverse
+Length = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 Size = tuple[Length, Length]  # (height, width)
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -20,6 +38,16 @@ class Frozen(BaseModel):
     """A value: it does not change, and it holds nothing it was not asked to hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse true and false where no switch is: pydantic takes them for 1 and 0."""
+        kind = cls.model_fields[str(field.field_name)].annotation
+        found = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(one, bool) for one in found) and bool not in (kind, *get_args(kind)):
+            raise ValueError("only a switch is true or false")
+        return value
 
 
 class ViewRecipe(Frozen):
@@ -34,8 +62,11 @@ class ViewRecipe(Frozen):
     def _ordered(self) -> "ViewRecipe":
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError("scale must be two shares of the area, low and high, within (0, 1]")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError("ratio must be two positive aspect ratios, low and high")
+        if not 1 / MOST_STRETCHED <= self.ratio[0] <= self.ratio[1] <= MOST_STRETCHED:
+            raise ValueError(
+                "ratio must be two aspect ratios, low and high, within "
+                f"[{1 / MOST_STRETCHED:g}, {MOST_STRETCHED:g}]"
+            )
         return self
 
 
@@ -43,33 +74,53 @@ class DataRecipe(Frozen):
     """How pictures are read."""
 
     workers: int | None = Field(
-        None, ge=0, description="loader processes; null picks by cores; changes nothing but speed"
+        None,
+        ge=0,
+        le=MOST_WORKERS,
+        description="loader processes; null picks by cores; changes nothing but speed",
     )
     bad_share: float = Field(
         0.01, ge=0, le=1, description="stop when more than this share of the pictures is unreadable"
     )
-    timeout: float = Field(120.0, ge=0, description="seconds to wait for a loader; 0 waits forever")
+    timeout: float = Field(
+        120.0, ge=0, le=LONGEST_WAIT, description="seconds to wait for a loader; 0 waits forever"
+    )
 
 
 class OptimRecipe(Frozen):
     """AdamW with linear warm-up and a cosine, per step."""
 
-    lr: float = Field(1.5e-3, gt=0, description="peak rate at a batch of base_batch")
-    base_batch: int = Field(
-        2048, gt=0, description="the batch that lr is meant for; the rate scales linearly"
+    lr: float = Field(
+        1.5e-3, gt=0, le=LARGEST_FACTOR, description="peak rate at a batch of base_batch"
     )
-    batch: int = Field(2048, gt=0, description="pictures in a step, over all ranks")
-    accumulate: int = Field(1, gt=0, description="micro-batches that share a step")
-    steps: int | None = Field(None, gt=0, description="length in steps; wins over epochs")
-    epochs: float | None = Field(800, gt=0, description="length in passes over the data")
-    warmup_steps: int | None = Field(None, ge=0, description="warm-up in steps; wins over epochs")
-    warmup_epochs: float = Field(10, ge=0, description="warm-up in passes over the data")
-    min_lr: float = Field(1e-5, ge=0, description="rate at the end, scaled like lr")
+    base_batch: int = Field(
+        2048,
+        gt=0,
+        le=LARGEST_BATCH,
+        description="the batch that lr is meant for; the rate scales linearly",
+    )
+    batch: int = Field(
+        2048, gt=0, le=LARGEST_BATCH, description="pictures in a step, over all ranks"
+    )
+    accumulate: int = Field(
+        1, gt=0, le=LARGEST_BATCH, description="micro-batches that share a step"
+    )
+    steps: int | None = Field(None, gt=0, le=MOST, description="length in steps; wins over epochs")
+    epochs: float | None = Field(800, gt=0, le=MOST, description="length in passes over the data")
+    warmup_steps: int | None = Field(
+        None, ge=0, le=MOST, description="warm-up in steps; wins over epochs"
+    )
+    warmup_epochs: float = Field(10, ge=0, le=MOST, description="warm-up in passes over the data")
+    min_lr: float = Field(
+        1e-5, ge=0, le=LARGEST_FACTOR, description="rate at the end, scaled like lr"
+    )
     schedule: Literal["cosine", "linear"] = Field("cosine", description="how the rate falls")
-    weight_decay: float = Field(0.05, ge=0, description="not on biases, 1-D, positions, [S]")
+    weight_decay: float = Field(
+        0.05, ge=0, le=LARGEST_FACTOR, description="not on biases, 1-D, positions, [S]"
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's averages")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    clip: float | None = Field(3.0, gt=0, description="gradient norm; null for none")
+    eps: float = Field(1e-8, gt=0, le=LARGEST_FACTOR, description="AdamW's epsilon")
+    clip: float | None = Field(3.0, gt=0, le=MOST, description="gradient norm; null for none")
     ema: float | None = Field(None, gt=0, lt=1, description="average of weights; null for none")
 
     @property
@@ -113,12 +164,13 @@ class EngineRecipe(Frozen):
     deterministic: bool = Field(
         False, description="the same bits on every run of a GPU, too, at some cost"
     )
-    log_every: int = Field(10, gt=0, description="steps between two looks at the device")
-    save_every: int = Field(500, gt=0, description="steps between two checkpoints")
-    keep: int = Field(2, ge=2, description="checkpoints that stay")
+    log_every: int = Field(10, gt=0, le=MOST, description="steps between two looks at the device")
+    save_every: int = Field(500, gt=0, le=MOST, description="steps between two checkpoints")
+    keep: int = Field(2, ge=2, le=MOST_CHECKPOINTS, description="checkpoints that stay")
     evaluate_every: int | None = Field(
         None,
         gt=0,
+        le=MOST,
         description="steps between two evaluations; null: once an epoch, 100 times at most",
     )
 
@@ -130,29 +182,55 @@ class TokenizerModelRecipe(Frozen):
         "tiny", description="architecture to start from"
     )
     image_size: Size | None = Field(None, description="training view, pixels (height, width)")
-    vocabulary: int | None = Field(None, gt=1, description="number of visual tokens")
+    vocabulary: int | None = Field(
+        None, gt=1, le=LARGEST_VOCABULARY, description="number of visual tokens"
+    )
     head: Literal["linear", "cosine"] | None = Field(None, description="how logits are made")
-    code_width: int | None = Field(None, gt=0, description="dimensions of the cosine head")
-    cosine_scale: float | None = Field(None, gt=0, description="bound of the cosine head's logits")
+    code_width: int | None = Field(
+        None, gt=0, le=LARGEST_WIDTH, description="dimensions of the cosine head"
+    )
+    cosine_scale: float | None = Field(
+        None, gt=0, le=LARGEST_FACTOR, description="bound of the cosine head's logits"
+    )
     decoder_input: Literal["shared", "separate"] | None = Field(
         None, description="whether the decoder reads the cosine head's codes or its own"
     )
-    output_kernel: int | None = Field(None, gt=0, description="kernel of the last convolution")
+    output_kernel: int | None = Field(
+        None, gt=0, le=LARGEST_KERNEL, description="kernel of the last convolution, an odd number"
+    )
     likelihood: Literal["logit-laplace", "gaussian"] | None = Field(
         None, description="p(x|z): what a reconstruction is scored with"
     )
+
+    @model_validator(mode="after")
+    def _odd(self) -> "TokenizerModelRecipe":
+        if self.output_kernel is not None and not self.output_kernel % 2:
+            raise ValueError(
+                f"output_kernel {self.output_kernel} is even, and would change the picture's size; "
+                "choose an odd number"
+            )
+        return self
 
 
 class RelaxationRecipe(Frozen):
     """The relaxed bound and its schedules; shares are parts of the whole run."""
 
-    kl_weight: float = Field(1.0, ge=0, description="weight on KL(q(z|x) || uniform); 1: the bound")
+    kl_weight: float = Field(
+        1.0, ge=0, le=LARGEST_FACTOR, description="weight on KL(q(z|x) || uniform); 1: the bound"
+    )
     kl_warmup: float = Field(0.02, ge=0, le=1, description="share over which it rises from 0")
     marginal_weight: float = Field(
-        0.3, ge=0, description="extra weight on KL(mean posterior || uniform); not in the bound"
+        0.3,
+        ge=0,
+        le=LARGEST_FACTOR,
+        description="extra weight on KL(mean posterior || uniform); not in the bound",
     )
-    temperature: float = Field(1.0, gt=0, description="of the Gumbel-softmax, at first")
-    final_temperature: float = Field(1 / 16, gt=0, description="at the end of the run")
+    temperature: float = Field(
+        1.0, gt=0, le=LARGEST_FACTOR, description="of the Gumbel-softmax, at first"
+    )
+    final_temperature: float = Field(
+        1 / 16, gt=0, le=LARGEST_FACTOR, description="at the end of the run"
+    )
     temperature_hold: float = Field(0.1, ge=0, le=1, description="share at the first temperature")
     straight_through: float = Field(
         0.0, ge=0, le=1, description="last share of the run with one-hot codes in the decoder"
@@ -182,14 +260,16 @@ class EncoderRecipe(Frozen):
     )
     image_size: Size = Field((224, 224), description="pixels (height, width)")
     patch_size: Size = Field((16, 16), description="pixels (height, width)")
-    width: int | None = Field(None, gt=0, description="token width")
-    depth: int | None = Field(None, gt=0, description="number of layers")
-    heads: int | None = Field(None, gt=0, description="attention heads a layer")
+    width: int | None = Field(None, gt=0, le=LARGEST_WIDTH, description="token width")
+    depth: int | None = Field(None, gt=0, le=DEEPEST, description="number of layers")
+    heads: int | None = Field(None, gt=0, le=LARGEST_WIDTH, description="attention heads a layer")
     absolute_positions: bool | None = Field(None, description="learned absolute positions")
     relative_positions: Literal["none", "shared", "per-layer"] | None = Field(
         None, description="learned relative position bias"
     )
-    layer_scale: float | None = Field(None, description="initial LayerScale; 0 for none")
+    layer_scale: float | None = Field(
+        None, ge=0, le=LARGEST_FACTOR, description="initial LayerScale; 0 for none"
+    )
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth at the last layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the second MLP layer")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
@@ -211,8 +291,10 @@ class MaskingRecipe(Frozen):
         "blockwise", description="blockwise is the reference's; none hides nothing"
     )
     ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches to mask")
-    count: int | None = Field(None, gt=0, description="patches to mask at most; wins over ratio")
-    minimum_block: int = Field(16, gt=0, description="smallest block, patches")
+    count: int | None = Field(
+        None, gt=0, le=MOST, description="patches to mask at most; wins over ratio"
+    )
+    minimum_block: int = Field(16, gt=0, le=MOST, description="smallest block, patches")
     exact: bool = Field(False, description="always mask exactly the target count")
 
 
@@ -235,7 +317,10 @@ class TokenizerUseRecipe(Frozen):
         False, description="output layer and choice of the code only where the loss reads them"
     )
     views: int | None = Field(
-        None, gt=0, description="views of each picture, used again in turn; null: new each epoch"
+        None,
+        gt=0,
+        le=MOST,
+        description="views of each picture, used again in turn; null: new each epoch",
     )
 
 

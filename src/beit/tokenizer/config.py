@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from beit.errors import UserError
 
+LARGEST_VOCABULARY, LARGEST_KERNEL = 1 << 20, 99
+
 
 @dataclass(frozen=True)
 class DiscreteVAEConfig:
@@ -175,8 +177,15 @@ class DiscreteVAEConfig:
                 "tokenizer stem_kernel must be stem_stride plus an even number, got "
                 f"{self.stem_kernel} and {self.stem_stride}."
             )
-        if self.vocabulary < 2 or not math.isfinite(self.cosine_scale):
-            raise UserError("tokenizer vocabulary must be 2 or more, and cosine_scale finite.")
+        if not self.output_kernel % 2 or not 0 < self.output_kernel <= LARGEST_KERNEL:
+            raise UserError(
+                f"tokenizer output_kernel must be an odd number up to {LARGEST_KERNEL}, so that "
+                f"the picture keeps its size, got {self.output_kernel}."
+            )
+        if not 2 <= self.vocabulary <= LARGEST_VOCABULARY or not math.isfinite(self.cosine_scale):
+            raise UserError(
+                f"tokenizer vocabulary must be 2 to {LARGEST_VOCABULARY}, and cosine_scale finite."
+            )
 
 
 def dalle_config(
