@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,11 @@ VALUES: list[tuple[str, Any]] = [
     ("[96,96]", [96, 96]),
     ("[0.2, 1.0]", [0.2, 1.0]),
     ("{unfinished", "{unfinished"),
+    ("1:30", "1:30"),  # 90 in YAML 1.1
+    ("010", "010"),  # 8
+    ("2026-13-45", "2026-13-45"),  # an error
+    ("9" * 5000, "9" * 5000),
+    ("[" * 5000, "[" * 5000),
 ]
 
 
@@ -91,6 +98,52 @@ def test_a_wrong_name_is_the_users(name: str) -> None:
         replace(RECIPE, {name: 1})
     with pytest.raises(UserError, match=f"--{name}; "):
         apply_overrides(RECIPE, [f"--{name}", "1"], ())
+
+
+@pytest.mark.parametrize("text", ["1e30", "-1e30", str(2**63), str(-(2**63)), ".nan", ".inf"])
+@pytest.mark.parametrize("make", [pretrain_recipe, classify_recipe, segment_recipe])
+def test_no_field_takes_an_absurd_number(make: Callable[[str], Any], text: str) -> None:
+    recipe = make("digits")
+    for name, value, _ in dotted_names(recipe):
+        if name == "data.labels":  # a text or a number, which is read with the labels
+            continue
+        words = [text, f"[{text},{text}]"] if isinstance(value, tuple) else [text]
+        for word in words:
+            with pytest.raises(UserError, match=name.rpartition(".")[2]) as refusal:
+                apply_overrides(recipe, [f"--{name}", word], ())
+            assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("optim.lr", "true", "optim.lr cannot be true: only a switch is true or false"),
+        ("encoder.depth", "false", "encoder.depth cannot be false"),
+        ("optim.betas", "[0.9,true]", "only a switch"),
+        ("optim.steps", "1:30", "optim.steps cannot be '1:30': .*integer"),
+        ("optim.steps", "9" * 5000, "optim.steps cannot be '9+...: "),
+        ("encoder.size", "null", "encoder.size cannot be null"),
+        ("encoder.depth", "1001", "less than or equal to 1000"),
+        ("tokenizer.model.output_kernel", "4", "output_kernel 4 is even.*odd"),
+    ],
+)
+def test_impossible_values_are_named(name: str, text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        apply_overrides(RECIPE, [f"--{name}", text], ())
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--optim.lrr"], "no option or recipe field --optim.lrr; did you mean --optim.lr?"),
+        (["--resum"], "no option or recipe field --resum; did you mean --resume?"),
+        (["--optim.lrr", "--json"], "did you mean --optim.lr?"),
+        (["--optim.lr"], "--optim.lr needs a value"),
+    ],
+)
+def test_a_wrong_name_without_a_value_is_a_wrong_name(words: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        apply_overrides(RECIPE, words, ("--resume", "--json"))
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -1,10 +1,11 @@
 """Changing a recipe by dotted names, and saying clearly what is wrong with a change.
 
-A value is read as YAML, so that `--optim.lr 3e-4`, `--encoder.image_size [96,96]` and
+A value is read as YAML 1.2, so that `--optim.lr 3e-4`, `--encoder.image_size [96,96]` and
 `--optim.clip null` mean what they look like; it is data and never executed.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -39,7 +40,14 @@ LATER_FIELDS = {
     "engine.deterministic": False,
     "tokenizer.engine.deterministic": False,
 }
-_FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 3e-4 for a string
+_NUMBERS = {  # YAML 1.1 takes 3e-4 for a string, 1:30 for 90 and 010 for 8
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(\d|[1-9]\d+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[+-]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][+-]?\d+)?$|[+-]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+}
+_KINDS = {"str", "int"}  # how pydantic names what a field of two kinds was tried as
+_LONGEST_SHOWN = 60  # characters of a value in a complaint
 
 
 def dotted_names(recipe: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -80,10 +88,12 @@ def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence
     """
     changes = dict(_pairs(arguments))
     names = [name for name, _, _ in dotted_names(recipe)]
-    for name in changes:
+    for name, text in changes.items():
         if name not in names:
             raise UserError(_unknown(name, names, flags, recipe))
-    return replace(recipe, changes)
+        if text is None:
+            raise UserError(f"--{name} needs a value, as in --{name} VALUE")
+    return replace(recipe, {name: parse_value(text or "") for name, text in changes.items()})
 
 
 def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
@@ -110,15 +120,27 @@ def validated(kind: type[AnyRecipe], tree: Mapping[str, Any], origin: str = "") 
 
 def parse_value(text: str) -> Any:
     """Read one value as YAML data."""
-    if _FLOAT.fullmatch(text):
-        return float(text)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return _Reader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError: thousands of digits
         return text
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+class _Reader(yaml.SafeLoader):
+    """Plain values as YAML 1.2 has them: neither dates, nor integers to the base of 8 or 60."""
+
+    yaml_implicit_resolvers = {
+        letter: [
+            (tag, _NUMBERS.get(tag, pattern))
+            for tag, pattern in resolvers
+            if not tag.endswith(":timestamp")
+        ]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Names and what was said of them, None where nothing was."""
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -127,11 +149,10 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 f"unexpected argument {argument!r}; recipe fields are set as --dotted.name value"
             )
         name, equals, value = argument[2:].partition("=")
+        said: str | None = value
         if not equals:
-            if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"--{name} needs a value, as in --{name} VALUE")
-            value = waiting.pop(0)
-        yield name.replace("-", "_"), parse_value(value)
+            said = None if not waiting or waiting[0].startswith("--") else waiting.pop(0)
+        yield name.replace("-", "_"), said
 
 
 def _unknown(name: str, names: Sequence[str], flags: Sequence[str], recipe: BaseModel) -> str:
@@ -152,7 +173,7 @@ def _unknown(name: str, names: Sequence[str], flags: Sequence[str], recipe: Base
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if first["type"] == "extra_forbidden":
@@ -161,4 +182,10 @@ def _sentence(error: ValidationError) -> str:
         return message
     if first["type"] in ("tuple_type", "list_type"):
         message = "give a list, such as '[224, 224]' or '[0.5, 1]'"
-    return f"{place} cannot be {first.get('input')!r}: {message}"
+    return f"{place} cannot be {_shown(first.get('input'))}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was typed, or nearly, and not all of a very long one."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
