@@ -38,6 +38,22 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["recipes", "show", "zzzz"],
         ["'zzzz'", "are digits, tiny, small"],
     ),
+    "a recipe of another task": (
+        ["pretrain", "base-384", *PRETRAIN[2:]],
+        ["base-384 is a recipe of classify", "for pretrain there are digits"],
+    ),
+    "a bank of a classifier's recipe": (
+        ["bank", "base-384", *PRETRAIN[2:], "--tokenizer", "TMP/t"],
+        ["base-384 is a recipe of classify"],
+    ),
+    "a name for another task": (
+        ["recipes", "show", "base-384", "--task", "segment"],
+        ["base-384 is a recipe of classify", "for segment there are digits"],
+    ),
+    "near another task's recipe": (["recipes", "show", "bse-384"], ["did you mean base-384?"]),
+    "nothing for a folder": ([*PRETRAIN[:-1], ""], ["--out is empty"]),
+    "nothing for a picture": (["predict", "TMP", ""], ["pictures is empty"]),
+    "a wrong field and no value": ([*PRETRAIN, "--optim.lrr"], ["did you mean --optim.lr?"]),
     "near a field": ([*PRETRAIN, "--optim.weight_decy=1"], ["mean --optim.weight_decay?"]),
     "last part of a field": ([*PRETRAIN, "--mask.kind", "random"], ["mean --masking.kind?"]),
     "field without its group": ([*PRETRAIN, "--lr", "1"], ["--lr", "did you mean --optim.lr?"]),
@@ -260,6 +276,18 @@ def test_equal_pictures_are_looked_for_when_asked_only(tmp_path: Path) -> None:
     outcome = beit("data", "check", folder, "--duplicates", "--json")
     assert outcome.result["duplicates"] == [[first.name, "z.jpg"]]
     assert f"the same pixels: {first.name}, z.jpg" in outcome.out
+
+
+def test_json_may_stand_before_the_command() -> None:
+    assert beit("--json", "recipes", "list").out == beit("recipes", "list", "--json").out
+    assert "COMMAND" in beit("--json").complaint
+
+
+def test_a_recipe_of_one_task_is_shown_by_its_name() -> None:
+    shown = beit("recipes", "show", "base-384", "--json")
+    assert shown.out == beit("recipes", "show", "base-384", "--task", "classify", "--json").out
+    assert "decoder" in beit("recipes", "show", "base-upernet", "--json").result["recipe"]
+    assert "tokenizer" in beit("recipes", "show", "base", "--json").result["recipe"]
 
 
 def test_fields_may_come_before_the_recipe() -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
 from beit.recipes import train
+from beit.recipes.catalogue import Task, recipe_named
 from beit.recipes.classify import classify as _classify
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.evaluating import evaluate
@@ -169,7 +170,7 @@ def plan(
     data: str | Path | None = None,
     devices: int = 1,
     machine: str = "here",
-    task: Literal["pretrain", "classify", "segment"] = "pretrain",
+    task: Task | None = None,
     changes: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
 ) -> dict[str, Any]:
@@ -181,17 +182,11 @@ def plan(
         data: where they are, to time their reading too.
         devices: That share a batch.
         machine: "here" times real steps; other names are `beit.recipes.machines.MACHINES`.
-        task: Whose recipe a name is.
+        task: Whose recipe a name is, where several tasks have one; pre-training's by default.
         changes: Recipe fields by dotted name.
         seconds: That timing steps may take, roughly.
     """
-    wanted: PretrainRecipe | ClassifyRecipe | SegmentRecipe
-    if not isinstance(recipe, str):
-        wanted = recipe
-    elif task == "pretrain":
-        wanted = pretrain_recipe(recipe)
-    else:
-        wanted = classify_recipe(recipe) if task == "classify" else segment_recipe(recipe)
+    wanted = recipe_named(recipe, task)[1] if isinstance(recipe, str) else recipe
     where = None if data is None else str(data)
     request = PlanRequest(images, where, devices, machine, seconds=seconds)
     return _plan(replace(wanted, changes or {}), request)

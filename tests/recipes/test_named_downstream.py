@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from beit.recipes.inspection import list_recipes, show_recipe
+from beit.recipes.catalogue import list_recipes
+from beit.recipes.inspection import show_recipe
 from beit.recipes.named_downstream import CLASSIFY, SEGMENT, classify_recipe, segment_recipe
 from recipes.recipe_runs import beit
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 
 from beit.data.views import ViewSettings
-from beit.recipes.inspection import list_recipes, show_recipe
+from beit.recipes.catalogue import list_recipes
+from beit.recipes.inspection import show_recipe
 from beit.recipes.models import PretrainRecipe, RelaxationRecipe, TokenizerRecipe, ViewRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
 from beit.recipes.overrides import dotted_names

@@ -19,7 +19,7 @@ from typing import Any
 
 from beit import __version__
 from beit.cli import looking, training, using
-from beit.cli.arguments import Parser, unexpected, without_overrides
+from beit.cli.arguments import Parser, json_last, require_values, unexpected, without_overrides
 from beit.errors import Interrupted, UserError, disk_complaint
 
 __all__ = ["main", "parser"]
@@ -49,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; what sets recipe fields is kept as `overrides`."""
-    plain, overrides = without_overrides(arguments)
+    plain, overrides = without_overrides(json_last(arguments))
     options, rest = parser().parse_known_args(plain)
     rest += overrides
     if rest and not getattr(options, "takes_overrides", False):
         raise UserError(unexpected(rest[0], options))
+    require_values(options, arguments)
     options.overrides, options.argv = rest, arguments
     return options
 

@@ -6,6 +6,7 @@ Departure: the plan wanted tyro; see docs/ARCHITECTURE.md.
 import argparse
 import difflib
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Any, NoReturn
 
 from beit.errors import UserError
@@ -69,6 +70,21 @@ def without_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             overrides.append(f"{argument}={waiting.pop(0)}")
     return plain, overrides
+
+
+def json_last(arguments: Sequence[str]) -> list[str]:
+    """Let `--json` stand before the command too; argparse knows it as the command's own."""
+    rest = list(dropwhile(lambda word: word == "--json", arguments))
+    return [*rest, "--json"] if 0 < len(rest) < len(arguments) else list(arguments)
+
+
+def require_values(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Refuse options that are set to nothing, as by a shell's variable that is not."""
+    for name, value in vars(options).items():
+        if name != "note" and (value == "" or (isinstance(value, list) and "" in value)):
+            flag = f"--{name.replace('_', '-')}"
+            typed = any(word.partition("=")[0] == flag for word in arguments)
+            raise UserError(f"{flag if typed else name} is empty; give it a value")
 
 
 def unexpected(argument: str, options: argparse.Namespace) -> str:

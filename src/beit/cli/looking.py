@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import SOURCES, add_command
-from beit.cli.planning import add_plan
+from beit.cli.planning import add_plan, add_task
 from beit.cli.preparing import add_pack
 
 
@@ -57,10 +57,7 @@ def _recipes(commands: Any) -> None:
         actions, "show", "show every field of a recipe, its size and cost", _run_recipes_show
     )
     show.add_argument("recipe", metavar="NAME", help="a name from `beit recipes list`")
-    tasks = ("pretrain", "classify", "segment")
-    show.add_argument(
-        "--task", choices=tasks, default="pretrain", help="which task's recipe (pretrain)"
-    )
+    add_task(show)
     show.set_defaults(takes_overrides=True)
 
 
@@ -86,7 +83,7 @@ def _run_data(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_recipes_list(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.inspection import list_recipes
+    from beit.recipes.catalogue import list_recipes
 
     described = list_recipes()
     if not options.json:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, add_command, flags
+from beit.cli.arguments import OVERRIDES, Parser, add_command, flags
 
 
 def add_plan(commands: Any) -> None:
@@ -31,10 +31,7 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument("--memory", type=float, metavar="GB", help="device memory of another machine")
     plan.add_argument("--bank-views", type=int, metavar="K", help="views of each picture in a bank")
-    tasks = ("pretrain", "classify", "segment")
-    plan.add_argument(
-        "--task", choices=tasks, default="pretrain", help="which task's recipe (pretrain)"
-    )
+    add_task(plan)
     plan.add_argument("--device", help="where to time steps: cpu, cuda or cuda:N")
     plan.add_argument(
         "--seconds",
@@ -45,19 +42,21 @@ def add_plan(commands: Any) -> None:
     )
 
 
+def add_task(command: Parser) -> None:
+    """Add the option that says whose recipe a name is."""
+    command.add_argument(
+        "--task",
+        choices=("pretrain", "classify", "segment"),
+        help="whose recipe it is, where several tasks have one of that name (pretrain)",
+    )
+
+
 def _run_plan(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.named import pretrain_recipe
-    from beit.recipes.named_downstream import classify_recipe, segment_recipe
+    from beit.recipes.catalogue import recipe_named
     from beit.recipes.overrides import apply_overrides
 
-    makers: dict[str, Any] = {
-        "pretrain": pretrain_recipe,
-        "classify": classify_recipe,
-        "segment": segment_recipe,
-    }
-    recipe = apply_overrides(
-        makers[options.task](options.recipe), options.overrides, flags(options)
-    )
+    _, named = recipe_named(options.recipe, options.task)
+    recipe = apply_overrides(named, options.overrides, flags(options))
     from beit.recipes.plan_text import plan_text
     from beit.recipes.planning import PlanRequest, plan
 

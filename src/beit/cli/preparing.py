@@ -68,11 +68,13 @@ def _run_pack(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_bank(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.catalogue import require_recipe_for
     from beit.recipes.named import pretrain_recipe
     from beit.recipes.overrides import apply_overrides
 
     if options.bank_views is not None and options.bank_views < 1:
         raise UserError(f"--bank-views {options.bank_views}: a bank holds at least one view")
+    require_recipe_for("pretrain", options.recipe)
     recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, flags(options))
     if launched(options):
         return None

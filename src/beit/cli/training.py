@@ -69,9 +69,11 @@ def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES
 
 
 def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.catalogue import require_recipe_for
     from beit.recipes.named import tokenizer_recipe
     from beit.recipes.overrides import apply_overrides
 
+    require_recipe_for("pretrain", options.recipe)
     recipe = apply_overrides(tokenizer_recipe(options.recipe), options.overrides, flags(options))
     if launched(options):
         return None
@@ -82,9 +84,11 @@ def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.catalogue import require_recipe_for
     from beit.recipes.named import pretrain_recipe
     from beit.recipes.overrides import apply_overrides
 
+    require_recipe_for("pretrain", options.recipe)
     recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, flags(options))
     if launched(options):
         return None
@@ -96,9 +100,11 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.catalogue import require_recipe_for
     from beit.recipes.named_downstream import classify_recipe
     from beit.recipes.overrides import apply_overrides
 
+    require_recipe_for("classify", options.recipe)
     words = [*_shorthand(options), *options.overrides]
     recipe = apply_overrides(classify_recipe(options.recipe), words, flags(options))
     if launched(options):
@@ -110,9 +116,11 @@ def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any] | None:
+    from beit.recipes.catalogue import require_recipe_for
     from beit.recipes.named_downstream import segment_recipe
     from beit.recipes.overrides import apply_overrides
 
+    require_recipe_for("segment", options.recipe)
     words = [*_shorthand(options), *options.overrides]
     recipe = apply_overrides(segment_recipe(options.recipe), words, flags(options))
     if launched(options):

@@ -1,51 +1,29 @@
 """Looking before running: what a recipe is and costs, what a data source holds."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from beit.data.packed import Split
 from beit.errors import UserError
+from beit.recipes.catalogue import Task, list_recipes, recipe_named
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.named import RECIPES, pretrain_recipe
-from beit.recipes.named_downstream import CLASSIFY, SEGMENT, classify_recipe, segment_recipe
 from beit.recipes.overrides import apply_overrides, dotted_names
 
 
-def list_recipes() -> dict[str, dict[str, str]]:
-    """Every recipe's name and one line on it, by the command that takes it."""
-    tables: dict[str, Mapping[str, Callable[[], Recipe]]] = {
-        "pretrain": RECIPES,
-        "classify": CLASSIFY,
-        "segment": SEGMENT,
-    }
-    return {
-        task: {name: _first_line(make) for name, make in table.items()}
-        for task, table in tables.items()
-    }
-
-
-def _first_line(make: Callable[[], Recipe]) -> str:
-    return (make.__doc__ or "").strip().splitlines()[0]
-
-
 def show_recipe(
-    name: str, overrides: Sequence[str], *, task: str = "pretrain", quiet: bool = False
+    name: str, overrides: Sequence[str], *, task: Task | None = None, quiet: bool = False
 ) -> dict[str, Any]:
     """Resolve a recipe and count its parameters and work; print it unless `quiet`."""
-    makers: dict[str, Callable[[str], Recipe]] = {
-        "pretrain": pretrain_recipe,
-        "classify": classify_recipe,
-        "segment": segment_recipe,
-    }
-    recipe = apply_overrides(makers[task](name), overrides, ("--json", "--task"))
+    owner, found = recipe_named(name, task)
+    recipe = apply_overrides(found, overrides, ("--json", "--task"))
     from beit.recipes.counting import counted
 
     result = {
         "name": name,
-        "description": list_recipes()[task][name],
+        "description": list_recipes()[owner][name],
         "recipe": recipe.model_dump(mode="json"),
         **counted(recipe),
     }
