@@ -17,7 +17,7 @@ from beit.engine.distribution import RankError
 from beit.engine.failure import Diverged
 from beit.engine.signals import StoppedBySignal
 from beit.errors import UserError
-from beit.recipes import inspection
+from beit.recipes import catalogue
 from recipes.recipe_runs import beit, pictures
 
 PRETRAIN = ["pretrain", "digits", "--data", "digits", "--out", "TMP/run"]
@@ -175,7 +175,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
     def fail() -> dict[str, dict[str, str]]:
         raise error
 
-    monkeypatch.setattr(inspection, "list_recipes", fail)
+    monkeypatch.setattr(catalogue, "list_recipes", fail)
     return beit("recipes", "list", "--json")
 
 

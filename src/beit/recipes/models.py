@@ -28,6 +28,7 @@ MOST_WORKERS = 1_024
 LONGEST_WAIT = 10**6  # seconds, 11 days
 MOST_CHECKPOINTS = 10**6
 LARGEST_FACTOR = 1e4  # rates and weights of losses
+COLDEST = 1e-3  # of a softmax
 MOST_STRETCHED = 1e3  # width / height of a crop, or the inverse
 Length = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 Size = tuple[Length, Length]  # (height, width)
@@ -226,10 +227,10 @@ class RelaxationRecipe(Frozen):
         description="extra weight on KL(mean posterior || uniform); not in the bound",
     )
     temperature: float = Field(
-        1.0, gt=0, le=LARGEST_FACTOR, description="of the Gumbel-softmax, at first"
+        1.0, ge=COLDEST, le=LARGEST_FACTOR, description="of the Gumbel-softmax, at first"
     )
     final_temperature: float = Field(
-        1 / 16, gt=0, le=LARGEST_FACTOR, description="at the end of the run"
+        1 / 16, ge=COLDEST, le=LARGEST_FACTOR, description="at the end of the run"
     )
     temperature_hold: float = Field(0.1, ge=0, le=1, description="share at the first temperature")
     straight_through: float = Field(
