@@ -57,7 +57,8 @@ def _words(task: str, data: Path) -> Callable[[Path], list[str]]:
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(task: str, tmp_path: Path) -> None:
     words, run = _words(task, tmp_path / "data"), tmp_path / "run"
-    fields = ["--optim.lr=1e30", "--optim.clip=null", "--engine.save_every=1"]
+    rates = ["--optim.lr=1e4", "--optim.weight_decay=1e4", "--optim.base_batch=1"]
+    fields = [*rates, "--optim.clip=null", "--engine.save_every=1"]
     outcome = beit(*words(run), *fields)
     assert outcome.status == 1 and "finite" in outcome.complaint, outcome.err
     assert "Traceback" not in outcome.err

@@ -158,7 +158,9 @@ def test_moved_pictures_are_the_same(tmp_path: Path) -> None:
 
 def test_a_rate_that_blows_up_stops_with_a_dump(tmp_path: Path) -> None:
     run = tmp_path / "t"
-    words = tokenizing(run, optim__lr=1e30, optim__steps=9, engine__save_every=1)
+    words = tokenizing(
+        run, optim__lr=1e4, optim__weight_decay=1e4, optim__steps=9, engine__save_every=1
+    )
     outcome = beit(*words)
     assert (outcome.status, outcome.out) == (1, "")
     assert "Traceback" not in outcome.err

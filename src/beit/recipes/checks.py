@@ -19,8 +19,8 @@ from beit.recipes.build import (
     tokenizer_config,
     view_settings,
 )
-from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
-from beit.recipes.models import Frozen, PretrainRecipe, TokenizerRecipe
+from beit.recipes.downstream_models import COMMANDS, ClassifyRecipe, Recipe, SegmentRecipe, kind_of
+from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import LATER_FIELDS, deciding_fields
 from beit.tasks.mixing import MixSettings
 from beit.tasks.tokenize import TokenizeSettings
@@ -66,13 +66,18 @@ def _refuse_micro_batch(recipe: Recipe, ranks: int, micro: int) -> None:
         )
 
 
-def refuse_other_recipe(recipe: Frozen, file: Path) -> None:
+def refuse_other_recipe(recipe: Recipe, file: Path) -> None:
     """See that a run folder's recipe.yaml says what is asked for now.
 
     Raises:
-        UserError: A field that decides what is trained differs.
+        UserError: It is another task's, or a field that decides what is trained differs.
     """
     before = read_recipe(file)
+    if (kind := kind_of(before)) is not type(recipe):
+        raise UserError(
+            f"{file.parent} holds a run of {COMMANDS[kind]}: go on with it by that command, or "
+            "choose another --out"
+        )
     for name, value in deciding_fields(recipe).items():
         node: Any = before
         for part in name.split("."):

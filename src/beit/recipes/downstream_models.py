@@ -1,6 +1,7 @@
 """What a recipe of fine-tuning says: classification and segmentation (facts of section 3)."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -177,3 +178,21 @@ class SegmentRecipe(Frozen):
 
 
 Recipe = TokenizerRecipe | PretrainRecipe | ClassifyRecipe | SegmentRecipe
+# The first field that a recipe has and those after it have not.
+_TOLD_BY: dict[str, type[Recipe]] = {
+    "tuning": ClassifyRecipe,
+    "decoder": SegmentRecipe,
+    "encoder": PretrainRecipe,
+    "model": TokenizerRecipe,
+}
+COMMANDS: dict[type[Recipe], str] = {
+    TokenizerRecipe: "beit tokenizer",
+    PretrainRecipe: "beit pretrain",
+    ClassifyRecipe: "beit classify",
+    SegmentRecipe: "beit segment",
+}
+
+
+def kind_of(tree: Mapping[str, Any]) -> type[Recipe]:
+    """Whose recipe plain data are, as far as their fields tell."""
+    return next((kind for field, kind in _TOLD_BY.items() if field in tree), TokenizerRecipe)

@@ -1,7 +1,8 @@
 """The parts of a report that a fine-tuning has: where it errs, and pictures to judge it by."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from beit.batch import ImageBatch
 from beit.data.decode import BadPicture
 from beit.data.pairs import open_pairs
 from beit.data.sources import Source
+from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
@@ -56,8 +58,18 @@ def classification_sections(run: RunFiles) -> list[Section]:
             figures.append(Figure(figure, caption, "Confusion matrix"))
         sections.append(Section("Where it errs", [], figures, [_class_table(found)]))
     if found and run.finished and run.source is not None and run.source.classes:
-        sections += _mistakes(read_finished(run.path), run.source)
+        with _noted(run, "the surest mistakes"):
+            sections += _mistakes(read_finished(run.path), run.source)
     return sections
+
+
+@contextmanager
+def _noted(run: RunFiles, what: str) -> Iterator[None]:
+    """Leave out what the pictures of now do not allow, and say why in the page."""
+    try:
+        yield
+    except UserError as error:
+        run.notes.append(f"Without {what}: {error}.")
 
 
 def _measured_on(run: RunFiles) -> str:
@@ -79,7 +91,8 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
     if found:
         sections.append(Section("By class", [], [], [iou_table(found)]))
     if run.finished and run.source is not None:
-        sections.append(_overlays(run, recipe))
+        with _noted(run, "overlays"):
+            sections.append(_overlays(run, recipe))
     return sections
 
 

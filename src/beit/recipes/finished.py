@@ -13,6 +13,7 @@ from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.foreign import facts_of, whole
 from beit.recipes.initial import read_initial
+from beit.tokenizer.dvae import DiscreteVAE
 
 Usable = Classifier | Segmenter
 USUAL_SHARE = 224 / 256  # that the crop for evaluation keeps where nobody says
@@ -48,6 +49,11 @@ def read_finished(spec: str | Path) -> Finished:
         model = saved_models.load(path)
         if isinstance(model, (Classifier, Segmenter)):
             return Finished(model, facts)
+        if isinstance(model, DiscreteVAE):
+            raise UserError(
+                f"{spec} holds a tokenizer, which knows no classes; its figures are in its run's "
+                f"result.json and in what `beit report` writes: give a classifier or a segmenter"
+            )
         raise UserError(
             f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
             f"first: beit classify (or segment) RECIPE --init {spec} ..."

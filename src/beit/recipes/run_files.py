@@ -1,31 +1,16 @@
 """A run folder as it is read again: its recipe, its metrics, its pictures."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from beit.data.sources import Source, open_source
 from beit.errors import UserError
 from beit.recipes.checks import read_recipe
-from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
-from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.downstream_models import Recipe, kind_of
 from beit.recipes.overrides import validated
 from beit.report.metrics import Row, read_metrics
-
-# The first field that a recipe has and those after it have not.
-_TOLD_BY: dict[str, type[Recipe]] = {
-    "tuning": ClassifyRecipe,
-    "decoder": SegmentRecipe,
-    "encoder": PretrainRecipe,
-    "model": TokenizerRecipe,
-}
-
-
-def _kind_of(tree: Mapping[str, Any]) -> type[Recipe]:
-    return next((kind for field, kind in _TOLD_BY.items() if field in tree), TokenizerRecipe)
 
 
 @dataclass
@@ -49,7 +34,7 @@ class RunFiles:
     def recipe(self) -> Recipe:
         """What the run was asked to do."""
         tree = read_recipe(self.path / "recipe.yaml")
-        return validated(_kind_of(tree), tree, f"{self.path / 'recipe.yaml'}: ")
+        return validated(kind_of(tree), tree, f"{self.path / 'recipe.yaml'}: ")
 
     @cached_property
     def metrics(self) -> list[Row]:

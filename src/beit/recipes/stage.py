@@ -274,7 +274,7 @@ def _holds_something_else(folder: Path) -> bool:
 
 
 def _recorder(
-    recipe: Frozen, request: RunRequest, run: RunFolder, train: Source
+    recipe: Recipe, request: RunRequest, run: RunFolder, train: Source
 ) -> Callable[[], None]:
     """See that a resumed run is of the same recipe and pictures; return what writes both down.
 

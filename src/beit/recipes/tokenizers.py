@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beit.errors import UserError
 from beit.interop.dalle import read_dalle
-from beit.recipes.saved_models import load
+from beit.recipes.saved_models import load, what
 from beit.tokenizer.dvae import DiscreteVAE
 
 
@@ -18,5 +18,7 @@ def load_tokenizer(folder: Path) -> DiscreteVAE:
         return read.model
     model = load(folder)
     if not isinstance(model, DiscreteVAE):
-        raise UserError(f"{folder} holds a pre-trained model; a tokenizer is wanted")
+        own = folder / "tokenizer"
+        hint = f": its own is in {own}" if own.is_dir() else ""
+        raise UserError(f"{folder} holds {what(model)}; a tokenizer is wanted{hint}")
     return model
