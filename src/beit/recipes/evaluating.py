@@ -32,11 +32,11 @@ from beit.report.tables import Table, text_table
 
 def evaluate(
     spec: str | Path,
-    data: str,
+    data: str | Path,
     *,
     split: str = "val",
     device: str | None = None,
-    out: str | None = None,
+    out: str | Path | None = None,
     quiet: bool = False,
     dense: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
         UserError: The model or the pictures are unusable, or a class is not known to the model.
     """
-    place = choose_device(device)
+    place, data = choose_device(device), str(data)
     if out is not None:
         _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
@@ -71,6 +71,8 @@ def evaluate(
     if not quiet:
         print(text_table(table))
     if out is not None:
+        if Path(out).exists():
+            print(f"note: {out} is written over", file=sys.stderr)
         atomic_write_text(Path(out), json.dumps(result, indent=2) + "\n")
     return result
 
@@ -82,6 +84,17 @@ def _refuse_unwritable(out: Path) -> None:
         raise UserError(f"{out} {what}: name a file for --out")
     if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
         raise UserError(f"{out} would lie in a folder that cannot be written to: name another")
+    if out.exists() and not _is_result(out):
+        raise UserError(f"{out} is there already and holds no evaluation: choose another --out")
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file holds what an earlier evaluation wrote."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"model", "data", "split"} <= set(found)
 
 
 def _classified(
@@ -148,8 +161,11 @@ def _segmented(
         )
     model = model.to(device).eval()
     settings = settings_of(model, finished.facts, **dense)
-    found = measured(model, source, settings, world, device)
-    found |= {"labels": list(source.classes), "pictures": len(source)}
+    unreadable = Unreadable(source)
+    found = measured(model, source, settings, world, device, unreadable)
+    (count,) = world.sum_host([unreadable.count])
+    seen = {"pictures": len(source) - round(count), "unreadable": round(count)}
+    found |= {"labels": list(source.classes), **seen}
     return found, iou_table(found)
 
 

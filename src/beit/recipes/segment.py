@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
-from beit.data.bad_pictures import BadPictureLog
+from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.loader import pair_batches, whole_pairs
 from beit.data.pair_files import look_again
 from beit.data.pairs import PairSource, check_pairs, open_pairs
@@ -115,7 +115,7 @@ def measured(
     settings: DenseSettings,
     world: World,
     device: torch.device,
-    log: BadPictureLog | None = None,
+    log: BadPictureTaker | None = None,
     workers: int = 0,
 ) -> dict[str, Any]:
     """Mean IoU and its kin over every picture of a source, shared out over the ranks."""
