@@ -32,3 +32,13 @@ def test_recipes_change_by_dotted_name() -> None:
     assert beit.recipe("tiny", {"optim.lr": 3e-4}).optim.lr == 3e-4
     with pytest.raises(UserError, match="optim.lr"):
         beit.recipe("tiny", {"optim.lrr": 3e-4})
+
+
+def test_a_group_keeps_what_is_not_said_of_it() -> None:
+    grouped = {"encoder": {"depth": 3}, "tokenizer": {"optim": {"steps": 7}, "name": "mine"}}
+    dotted = {"encoder.depth": 3, "tokenizer.optim.steps": 7, "tokenizer.name": "mine"}
+    assert beit.recipe("tiny", grouped) == beit.recipe("tiny", dotted)
+    with pytest.raises(UserError, match="--encoder.dept; did you mean --encoder.depth"):
+        beit.recipe("tiny", {"encoder": {"dept": 3}})
+    with pytest.raises(UserError, match="encoder cannot be 3"):
+        beit.recipe("tiny", {"encoder": 3})

@@ -1,6 +1,6 @@
 """What a notebook needs: the same things that the command line does, as functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
 from beit.recipes.planning import PlanRequest
 from beit.recipes.planning import plan as _plan
-from beit.recipes.predicting import predict
+from beit.recipes.predicting import Wishes
+from beit.recipes.predicting import predict as _predict
 from beit.recipes.probing import probe
 from beit.recipes.publishing import load, push
 from beit.recipes.reporting import write_report
@@ -48,6 +49,7 @@ Model = DiscreteVAE | MaskedImageModel
 def recipe(name: str, changes: Mapping[str, Any] | None = None) -> PretrainRecipe:
     """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
 
+    A group's fields may stand together, and its others stay: `{"encoder": {"depth": 3}}`.
     Its `tokenizer` field is the recipe of the tokenizer.
 
     Raises:
@@ -161,6 +163,44 @@ def segment(
     wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
     request = RunRequest(str(data), Path(out), resume=resume, device=device)
     return _segment(replace(wanted, changes or {}), request, str(init))
+
+
+def predict(
+    spec: str | Path,
+    pictures: str | Path | Sequence[str | Path],
+    wishes: Wishes | None = None,
+    device: str | None = None,
+    *,
+    top: int = 1,
+    out: str | Path | None = None,
+    dense: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """What a classifier or a segmenter says of pictures, as `beit predict`.
+
+        found = beit.predict("runs/cls", "holiday/", top=3)
+        found["predictions"][0]  # {"picture": ..., "labels": [{"label": ..., "probability": ...}]}
+
+    Args:
+        spec: A run, a model folder, `hf://owner/name` or other people's weights.
+        pictures: A file, a folder or a pattern such as `photos/*.jpg`, or several of them.
+        wishes: All that follows in one value, and in its place.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+        top: Classes of each picture, the likeliest first.
+        out: A folder for masks and overlays; segmenters need one.
+        dense: Changes to how a segmenter looks at whole pictures: mode, scales, flip.
+        quiet: Print nothing but what cannot be read.
+
+    Returns:
+        "model", the number of "pictures" that were read, "predictions" in their order (of a
+        segmenter "picture", "mask", "overlay" and the "shares" of the classes), and "unreadable".
+
+    Raises:
+        UserError: The model, a name or every picture is unusable.
+    """
+    folder = None if out is None else Path(out)
+    asked = wishes or Wishes(top, out=folder, dense=dense or {}, quiet=quiet)
+    return _predict(spec, pictures, asked, device)
 
 
 def plan(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import beit as api
 from beit.files import sha256_of
 from beit.nn.classifier import Classifier
+from beit.recipes.predicting import Wishes
 from beit.recipes.saved_models import load
 from recipes.fine_tuning_runs import CLASSES, classifying, coloured
-from recipes.recipe_runs import beit, pretraining, rows_of, stopped
+from recipes.recipe_runs import beit, pretraining, rows_of, stopped, tokenizing
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,12 @@ def test_evaluate_gives_the_run_s_own_numbers(learned: Path, data: Path, tmp_pat
     for name in ("top1", "top5", "loss", "calibration_error"):
         assert outcome.result[name] == pytest.approx(run[name], abs=1e-6)
     assert json.loads((tmp_path / "e.json").read_text()) == outcome.result
+    again = beit("evaluate", learned, "--data", data, "--json", "--out", tmp_path / "e.json")
+    assert again.result == outcome.result and "e.json is written over" in again.err
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = beit("evaluate", learned, "--data", data, "--out", tmp_path / "notes.txt")
+    assert refused.status == 2 and "holds no evaluation" in refused.complaint
+    assert (tmp_path / "notes.txt").read_text() == "mine"
     table = beit("evaluate", learned / "best", "--data", data)
     assert table.status == 0 and "green" in table.out and "top-1 100.00%" in table.out
 
@@ -114,6 +122,60 @@ def test_predict_names_what_is_on_pictures(learned: Path, data: Path, tmp_path: 
     assert refused.status == 2 and "cannot be read" in refused.complaint
     refused = beit("predict", learned, tmp_path / "nothing-*.png")
     assert refused.status == 2 and "names no picture" in refused.complaint
+
+
+def test_predict_gives_a_program_what_it_says(
+    learned: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = data / "val" / "green" / "000.png"
+    told = beit("predict", learned, one, "--top", 2, "--json").result
+    (found,) = told["predictions"]
+    assert found["picture"] == str(one) and found["labels"][0]["label"] == "green"
+    assert 0.5 < found["labels"][0]["probability"] <= 1 and len(found["labels"]) == 2
+    named: list[Any] = [one, str(one), [one], [str(one)]]
+    for pictures in named:
+        assert api.predict(learned, pictures, top=2, quiet=True) == told
+    assert api.predict(str(learned), [str(one)], Wishes(2)) == told  # as it was called before
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_report_of_pictures_that_gained_a_class_is_written_without_them(
+    learned: Path, data: Path, tmp_path: Path
+) -> None:
+    run, more = (Path(shutil.copytree(old, tmp_path / old.name)) for old in (learned, data))
+    coloured(tmp_path / "other", classes=("violet",))
+    for split in ("train", "val"):
+        shutil.copytree(tmp_path / "other" / split / "violet", more / split / "violet")
+    page = api.write_report(str(run), str(more))
+    text = page.read_text()
+    assert "Without the surest mistakes" in text and "violet" in text
+    assert "Where it errs" in text and "Fine-tuning" in text
+
+
+def test_a_run_of_another_task_is_not_gone_on_with(
+    learned: Path, pretrained: Path, data: Path
+) -> None:
+    others = {
+        "beit classify": [pretraining(learned, data), tokenizing(learned, data)],
+        "beit pretrain": [classifying(pretrained, data), tokenizing(pretrained, data)],
+    }
+    for task, commands in others.items():
+        for words in commands:
+            outcome = beit(*words, "--resume")
+            assert outcome.status == 2 and f"holds a run of {task}" in outcome.complaint
+
+
+def test_a_model_of_another_kind_is_told_what_it_is(
+    learned: Path, pretrained: Path, data: Path, tmp_path: Path
+) -> None:
+    outcome = beit("evaluate", pretrained / "tokenizer", "--data", data)
+    assert outcome.status == 2 and "a tokenizer, which knows no classes" in outcome.complaint
+    assert "--init" not in outcome.complaint
+    words = ("bank", "digits", "--data", "digits", "--out", tmp_path / "bank", "--tokenizer")
+    outcome = beit(*words, learned)
+    assert outcome.status == 2 and "holds a classifier; a tokenizer is wanted" in outcome.complaint
+    outcome = beit(*words, pretrained)
+    assert outcome.status == 2 and f"its own is in {pretrained}/tokenizer" in outcome.complaint
 
 
 def test_starts_from_a_pretraining(pretrained: Path, data: Path, tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def test_unlabelled_pictures_are_refused(model: Path, colours: Path, tmp_path: P
     _refused(model, tmp_path, "have no classes: put those of each class into a folder")
 
 
+def test_a_probe_leaves_nothing_among_the_pictures(model: Path, colours: Path) -> None:
+    before = sorted(colours.rglob("*"))
+    for out in (colours, colours / "probe"):
+        with pytest.raises(UserError, match=r"probe\.png would be one of them"):
+            probe(model, colours, out=str(out))
+    assert sorted(colours.rglob("*")) == before
+
+
 def test_a_single_class_is_refused(model: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         _paint(tmp_path / split, 3, ("red",))

@@ -17,10 +17,16 @@ import beit
 from beit.errors import UserError
 from beit.interop import hub
 from beit.nn.classifier import Classifier
+from beit.nn.config import EncoderConfig
+from beit.nn.decoder_config import decoder_config
+from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.segmenter import build_segmenter
 from beit.recipes.finished import read_finished
 from beit.recipes.initial import read_initial
+from beit.recipes.model_card import card, story_of
 from beit.recipes.private_paths import without_paths
+from beit.recipes.saved_models import save_segmenter
 from interop.interop_models import hub_model
 from recipes.fine_tuning_runs import classifying, coloured
 from recipes.recipe_runs import beit as command
@@ -139,6 +145,15 @@ def beit_number(value: float) -> str:
     from beit.report.text import format_number
 
     return format_number(value)
+
+
+def test_the_card_s_command_for_a_segmenter_works_as_it_is(tmp_path: Path) -> None:
+    encoder = EncoderConfig((16, 16), (8, 8), width=8, depth=1, heads=1)
+    config = decoder_config("pup", encoder, 2, channels=8)
+    model = build_segmenter(Encoder(encoder), config, ("dark", "bright"))
+    save_segmenter(tmp_path / "model", model, {})
+    text = card(story_of(tmp_path / "model", model), "mit", "hf://owner/name")
+    assert "`beit predict hf://owner/name PICTURES --out MASKS`" in text
 
 
 def test_nobody_learns_where_your_files_lie(tmp_path: Path, run: Path) -> None:

@@ -103,6 +103,30 @@ def test_predict_writes_masks_and_overlays(learned: Path, data: Path, tmp_path: 
     assert beit("predict", learned, *pictures, "--out", out).status == 0  # over its own
 
 
+def test_predict_tells_a_program_what_it_wrote(learned: Path, data: Path, tmp_path: Path) -> None:
+    out, odd = tmp_path / "masks", tmp_path / "a\nb.png"
+    shutil.copy(data / "images" / "val" / "000.png", odd)
+    outcome = beit("predict", learned, odd, "--out", out, "--json")
+    assert outcome.status == 0 and outcome.err == ""
+    (found,) = outcome.result["predictions"]
+    assert found["mask"] == str(out / odd.name) and Path(found["overlay"]).is_file()
+    assert found["picture"] == f"{tmp_path}/a\\nb.png"
+    line, _ = outcome.out.splitlines()
+    assert line.startswith(f"{out}/a\\nb.png  ")
+    again = beit("predict", learned, odd, "--out", out)
+    assert again.status == 0 and f"1 masks in {out} are written over" in again.err
+
+
+def test_evaluate_leaves_out_what_training_left_out(
+    learned: Path, data: Path, tmp_path: Path
+) -> None:
+    spoilt = Path(shutil.copytree(data, tmp_path / "spoilt"))
+    (spoilt / "images" / "val" / "001.png").write_bytes(b"no picture")
+    outcome = beit("evaluate", learned, "--data", spoilt, "--json")
+    assert outcome.status == 0 and "001.png: " in outcome.err and "left out" in outcome.err
+    assert (outcome.result["pictures"], outcome.result["unreadable"]) == (2, 1)
+
+
 def test_predict_overwrites_no_picture(learned: Path, data: Path, tmp_path: Path) -> None:
     """Neither one that it was given, nor another that lies where a mask would go."""
     photos = tmp_path / "photos"

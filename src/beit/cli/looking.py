@@ -103,7 +103,7 @@ def _run_recipes_show(options: argparse.Namespace) -> dict[str, Any]:
 def _run_report(options: argparse.Namespace) -> dict[str, Any]:
     from beit.recipes.reporting import write_report
 
-    page = write_report(Path(options.run_folder), options.data)
+    page = write_report(options.run_folder, options.data)
     if not options.json:
         print(f"report: {page}")
     return {"report": str(page)}

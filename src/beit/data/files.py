@@ -40,7 +40,7 @@ class FileList:
         return -1
 
 
-def named_files(words: Sequence[str]) -> FileList:
+def named_files(words: Sequence[str | os.PathLike[str]]) -> FileList:
     """Find the pictures that files, folders and patterns (`photos/*.jpg`) name.
 
     A file is taken whatever it is called; of a folder all pictures below it, in the order of their
@@ -50,7 +50,7 @@ def named_files(words: Sequence[str]) -> FileList:
         UserError: A word names nothing.
     """
     paths: dict[bytes, bytes] = {}
-    for path in (path for word in words for path in _found(word)):
+    for path in (path for word in words for path in _found(os.fspath(word))):
         paths.setdefault(os.path.realpath(path), path)
     return FileList(list(paths.values()))
 

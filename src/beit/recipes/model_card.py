@@ -179,7 +179,8 @@ def _about(story: Story) -> str:
 def _how_to_load(story: Story, spec: str) -> str:
     lines = ["```python", "import beit", "", f'model = beit.load("{spec}")', "```", ""]
     if isinstance(story.model, (Classifier, Segmenter)):
-        lines += [f"or, on the command line, `beit predict {spec} PICTURES`.", ""]
+        masks = " --out MASKS" if isinstance(story.model, Segmenter) else ""
+        lines += [f"or, on the command line, `beit predict {spec} PICTURES{masks}`.", ""]
     elif isinstance(story.model, (MaskedImageModel, Encoder)):
         lines += [
             f"or fine-tune it: `beit classify RECIPE --data SRC --init {spec} --out RUN`.",

@@ -97,9 +97,12 @@ def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence
 
 
 def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
-    """Return a variant of a recipe; keys are dotted names, and the result is validated whole."""
+    """Return a variant of a recipe; keys are dotted names, and the result is validated whole.
+
+    Of a group that is given by some of its fields, the others stay as they are.
+    """
     tree = recipe.model_dump()
-    for name, value in changes.items():
+    for name, value in _fields(changes):
         *path, last = name.split(".")
         node: Any = tree
         for part in path:
@@ -108,6 +111,15 @@ def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
             raise UserError(_unknown(name, [n for n, _, _ in dotted_names(recipe)], (), recipe))
         node[last] = value
     return validated(type(recipe), tree)
+
+
+def _fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names with their values, those that groups hold among them."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def validated(kind: type[AnyRecipe], tree: Mapping[str, Any], origin: str = "") -> AnyRecipe:

@@ -19,6 +19,7 @@ from beit.data.augment import normalise
 from beit.data.decode import BadPicture
 from beit.data.draws import Key
 from beit.data.files import FileList, named_files
+from beit.data.naming import printable
 from beit.data.views import ViewSettings, make_views
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
@@ -45,6 +46,7 @@ class Wishes:
         top: Classes a picture, the likeliest first.
         lines: JSON lines instead of a table.
         out: A folder for masks; segmenters need one.
+        quiet: Print no results; what cannot be read is told all the same.
         dense: Changes to how a segmenter looks at whole pictures: mode, scales, flip.
     """
 
@@ -52,41 +54,46 @@ class Wishes:
     lines: bool = False
     out: Path | None = None
     dense: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
 
 
 def predict(
-    spec: str | Path, pictures: Sequence[str], wishes: Wishes, device: str | None = None
+    spec: str | Path,
+    pictures: str | Path | Sequence[str | Path],
+    wishes: Wishes | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Classify or segment pictures and print what was found, one line each.
 
     Args:
         spec: A classifier or segmenter; see `read_finished`.
-        pictures: Files, folders and patterns.
-        wishes: What is wanted.
+        pictures: Files, folders and patterns, or one of them.
+        wishes: What is wanted; the likeliest class by default.
         device: Where to compute.
 
     Returns:
-        How many were done, and the unreadable ones with the reason.
+        How many were done, what was found of each under "predictions", as `--lines` prints it, and
+        the unreadable ones with the reason.
 
     Raises:
         UserError: The model, a name or every picture is unusable.
     """
-    files = named_files(pictures)
+    wishes = wishes or Wishes()
+    files = named_files([pictures] if isinstance(pictures, (str, Path)) else pictures)
     finished = read_finished(spec)
     place = choose_device(device)
     finished.model.to(place)
     bad: list[dict[str, str]] = []
-    if isinstance(finished.model, Segmenter):
-        done = _masks(finished, files, wishes, place, bad)
-    else:
-        done = _labels(finished, files, wishes, place, bad)
+    predictor = _masks if isinstance(finished.model, Segmenter) else _labels
+    done = list(predictor(finished, files, wishes, place, bad))
     for entry in bad:
         print(f"{entry['picture']}: {entry['reason']}", file=sys.stderr)
     if not done:
         count = len(files)
         which = "the picture cannot" if count == 1 else f"none of the {count} pictures can"
         raise UserError(f"{which} be read")
-    return {"model": str(spec), "pictures": done, "unreadable": bad}
+    found = {"model": str(spec), "pictures": len(done), "predictions": done}
+    return {**found, "unreadable": bad}
 
 
 def _labels(
@@ -95,7 +102,7 @@ def _labels(
     wishes: Wishes,
     device: torch.device,
     bad: list[dict[str, str]],
-) -> int:
+) -> Iterator[dict[str, Any]]:
     model = finished.model
     assert isinstance(model, Classifier)
     if wishes.out is not None or wishes.dense:
@@ -108,13 +115,12 @@ def _labels(
             f"--top {wishes.top}: the model knows {model.classes} classes; ask for 1 to that"
         )
     width = min(60, max((len(files.identity(i)) for i in range(len(files))), default=0))
-    done = 0
     for names, probabilities in _probabilities(model, files, finished.views, device, bad):
-        done += len(names)
         for name, row in zip(names, probabilities, strict=True):
             found = ranked(row, model, wishes.top)
-            print(_json_line(name, found) if wishes.lines else _table_line(name, found, width))
-    return done
+            told = _told_labels(name, found)
+            _say(wishes, told, _table_line(name, found, width))
+            yield told
 
 
 @torch.inference_mode()
@@ -124,7 +130,7 @@ def _masks(
     wishes: Wishes,
     device: torch.device,
     bad: list[dict[str, str]],
-) -> int:
+) -> Iterator[dict[str, Any]]:
     """Write an index PNG and an overlay for each picture; names follow the pictures'."""
     model = finished.model
     assert isinstance(model, Segmenter)
@@ -137,7 +143,9 @@ def _masks(
         wishes.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{wishes.out} cannot be a folder of masks ({error.strerror})") from error
-    done = 0
+    earlier = sum(mask.exists() for mask, _ in targets)
+    if earlier:
+        print(f"note: {earlier} masks in {wishes.out} are written over", file=sys.stderr)
     for index in range(len(files)):
         try:
             image = np.array(files.read(index))  # (H, W, 3)
@@ -151,9 +159,10 @@ def _masks(
         overlay(image, classes, palette, class_names(model)).save(drawn, "PNG")
         atomic_write_bytes(shown, drawn.getvalue())  # first: a mask without one is not ours
         atomic_write_bytes(mask, index_png(classes, palette))
-        print(_mask_line(files.identity(index), mask, classes, model, lines=wishes.lines))
-        done += 1
-    return done
+        shares = _shares(classes, model)
+        told = _told_masks(files.identity(index), targets[index], shares)
+        _say(wishes, told, _mask_line(mask, shares))
+        yield told
 
 
 def _targets(files: FileList, out: Path) -> list[tuple[Path, Path]]:
@@ -208,17 +217,30 @@ def class_names(model: Segmenter) -> tuple[str, ...]:
     return model.labels or tuple(str(number) for number in range(model.classes))
 
 
-def _mask_line(
-    name: str, mask: Path, classes: NDArray[np.uint8], model: Segmenter, *, lines: bool
-) -> str:
-    """The mask's place and the share of each class that is there, the largest first."""
+def _shares(classes: NDArray[np.uint8], model: Segmenter) -> list[tuple[str, float]]:
+    """The share of each class that is there, the largest first."""
     counts = np.bincount(classes.ravel(), minlength=model.classes) / classes.size
     names = class_names(model)
-    found = [(names[c], float(counts[c])) for c in np.argsort(-counts) if counts[c] > 0]
-    if lines:
-        shares = {label: round(share, 6) for label, share in found}
-        return json.dumps({"picture": name, "mask": str(mask), "shares": shares})
-    return f"{mask}  " + "  ".join(f"{label} {share:.0%}" for label, share in found[:5])
+    return [(names[c], float(counts[c])) for c in np.argsort(-counts) if counts[c] > 0]
+
+
+def _told_masks(
+    name: str, files: tuple[Path, Path], shares: list[tuple[str, float]]
+) -> dict[str, Any]:
+    """What is told to a program of a segmented picture."""
+    mask, shown = map(str, files)
+    rounded = {label: round(share, 6) for label, share in shares}
+    return {"picture": name, "mask": mask, "overlay": shown, "shares": rounded}
+
+
+def _mask_line(mask: Path, shares: list[tuple[str, float]]) -> str:
+    cells = "  ".join(f"{label} {share:.0%}" for label, share in shares[:5])
+    return f"{printable(os.fsencode(mask))}  {cells}"
+
+
+def _say(wishes: Wishes, told: Mapping[str, Any], line: str) -> None:
+    if not wishes.quiet:
+        print(json.dumps(told) if wishes.lines else line)
 
 
 def ranked(probabilities: Tensor, model: Classifier, top: int) -> list[tuple[str, float]]:
@@ -253,9 +275,10 @@ def _probabilities(
             yield names, model(batch).float().softmax(-1).cpu()
 
 
-def _json_line(name: str, found: list[tuple[str, float]]) -> str:
+def _told_labels(name: str, found: list[tuple[str, float]]) -> dict[str, Any]:
+    """What is told to a program of a classified picture."""
     labels = [{"label": label, "probability": round(p, 6)} for label, p in found]
-    return json.dumps({"picture": name, "labels": labels})
+    return {"picture": name, "labels": labels}
 
 
 def _table_line(name: str, found: list[tuple[str, float]], width: int) -> str:

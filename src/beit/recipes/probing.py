@@ -7,6 +7,7 @@ Legend: L blocks, N pictures, D width.
 
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -72,9 +73,9 @@ class _Subject:
 
 def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     checkpoint: str | Path,
-    data: str,
+    data: str | Path,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     method: str = "quick",
     labels: str = "all",
     seed: int = 0,
@@ -100,7 +101,9 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     Raises:
         UserError: The pictures cannot be probed with, or there is no encoder.
     """
-    methods = _methods(method)
+    methods, data, out = _methods(method), str(data), None if out is None else Path(out)
+    if out is not None:
+        _refuse_among_pictures(out, data)
     # Kept features have to be told from those of files that were edited since.
     train, test = _labelled(data, labels, seed, rescan=out is not None)
     subject = _subject(checkpoint, image_size, choose_device(device))
@@ -156,6 +159,16 @@ def _subject(
         encoder, changes = adapted(encoder, replace(encoder.config, image_size=image_size))
         notes = (*notes, *changes)
     return _Subject(encoder.to(device), device, weights_hash(encoder), notes)
+
+
+def _refuse_among_pictures(out: Path, data: str) -> None:
+    """See that the curve, a picture itself, does not join the pictures that are probed with."""
+    pictures = os.path.realpath(data)
+    if os.path.isdir(pictures) and Path(pictures) in (real := out.resolve(), *real.parents):
+        raise UserError(
+            f"{out} is in the folder of the pictures, and probe.png would be one of them; choose "
+            "another --out"
+        )
 
 
 @contextmanager

@@ -36,17 +36,18 @@ TOKENIZER_CURVES = ("loss", "mse", "perplexity", "kl", "kl_marginal", "temperatu
 PRETRAIN_CURVES = ("loss", "accuracy", "lr", "gradient_norm")
 
 
-def write_report(run: Path, data: str | None = None) -> Path:
+def write_report(run: str | Path, data: str | Path | None = None) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Args:
-        run: The run folder of a tokenizer or of a pre-training.
+        run: The run folder of any training.
         data: Pictures to show; those the run was trained on (its validation part) by default.
 
     Raises:
         UserError: It is no run folder, or `data` cannot be opened.
     """
-    found = RunFiles(run, data)
+    run = Path(run)
+    found = RunFiles(run, None if data is None else str(data))
     what, sections = _sections(found)
     report = RunReport(
         title=f"{what} run: {run.absolute().name}",
