@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def test_law_1_threads(reference: list[list[Tensor]]) -> None:
         mine = _samples(Painted(37, bad=(3, 11)), 1)
     finally:
         torch.set_num_threads(1)
+    assert all(_same(*pair) for pair in zip(mine, reference[:16], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_law_1_outside_the_main_thread(reference: list[list[Tensor]], workers: int) -> None:
+    """As under a web page or an executor, where no handler of signals can be set."""
+    with ThreadPoolExecutor(1) as elsewhere:
+        mine = elsewhere.submit(_samples, Painted(37, bad=(3, 11)), 1, workers=workers).result()
     assert all(_same(*pair) for pair in zip(mine, reference[:16], strict=True))
 
 

@@ -143,12 +143,13 @@ def test_we_load_what_transformers_writes(
     assert before.keys() == after.keys()
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "LayerScale"])
 @pytest.mark.parametrize("positions", ["absolute", "shared", "per-layer"])
 def test_timm_loads_strictly_what_we_write(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], positions: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], positions: str, scaled: bool
 ) -> None:
     timm = pytest.importorskip("timm")
-    model = _ours(tmp_path / "ours", positions)
+    model = _ours(tmp_path / "ours", positions, scaled)
     file = tmp_path / "there.safetensors"
     result = _convert(capsys, tmp_path / "ours", file, "--to", "timm")
     assert any("shared" in note for note in result["notes"]) is (positions == "shared")

@@ -111,6 +111,37 @@ def test_factors_of_a_linear_layer_are_those_of_its_results(half: bool) -> None:
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=4 * rtol)
 
 
+class Adapter(torch.nn.Module):
+    """A low-rank one is like this: round a layer, with the layer's weights for all to see."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.linear, self.weight, self.bias = linear, linear.weight, linear.bias
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.linear(values) + 1  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["qkv", "output"])
+def test_what_is_put_round_a_layer_is_heard(name: str, scaled: bool, hooked: bool) -> None:
+    """Its weights alone were used once: an adapter would have learned nothing."""
+    attention, tokens = Attention(width=12, heads=3), torch.randn(2, 5, 12)
+    scale = torch.rand(12) if scaled else None
+    before, plain = attention(tokens, scale=scale), attention(tokens)
+    linear = getattr(attention, name)
+    if hooked:
+        linear.register_forward_hook(lambda module, given, result: result + 1)
+    else:
+        setattr(attention, name, Adapter(linear))
+    after = attention(tokens, scale=scale)
+    assert not torch.allclose(before, after)
+    if name == "output":
+        wanted = plain + 1 if scale is None else (plain + 1) * scale
+        torch.testing.assert_close(after, wanted)
+
+
 @pytest.mark.parametrize("tokens", [5, 8, 197])
 def test_aligned_bias_has_the_same_values_in_rows_of_multiples_of_eight(tokens: int) -> None:
     bias = torch.randn(2, tokens, tokens)

@@ -1,5 +1,6 @@
 """Laws of the encoder, for each way it can know positions."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +81,29 @@ def test_named_layers_are_the_layers(config: EncoderConfig) -> None:
 def test_an_encoder_that_would_never_end_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at most"):
         replace(PLAIN, **change)
+
+
+class Doubled(nn.Module):
+    """What an adapter is: something round a block that has what the block has."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.bias_table = block.bias_table
+
+    def forward(self, tokens: Tensor, *more: Any) -> Tensor:
+        return 2 * self.block(tokens, *more)  # type: ignore[no-any-return]
+
+
+def test_what_stands_in_a_block_s_place_runs() -> None:
+    """It was left out without a word once, and the encoder was a block shorter."""
+    encoder, images = shaken(RELATIVE), pictures()
+    before = encoder(images, layers=[0]).layers[0]
+    encoder.blocks[0] = Doubled(encoder.blocks[0])
+    assert torch.equal(encoder(images, layers=[0]).layers[0], 2 * before)
+    encoder.blocks.append(copy.deepcopy(encoder.blocks[1]))
+    with pytest.raises(ValueError, match="blocks where its configuration says"):
+        encoder(images)
 
 
 def test_a_layer_that_is_not_there_is_the_users_mistake() -> None:

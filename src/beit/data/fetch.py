@@ -1,6 +1,7 @@
 """torch's DataLoader with what it lacks: errors that name the picture, and no side effects."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -137,14 +138,14 @@ def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
     """Start the loader without its SIGCHLD handler.
 
     That handler raises wherever the program happens to be, far from anybody who could name the
-    picture; without it the loader notices a dead worker when it next waits for an item.
+    picture; without it the loader notices a dead worker when it next waits for an item. In other
+    threads than the main one the loader sets none.
     """
-    try:
-        before = signal.getsignal(signal.SIGCHLD)
-        iterator = iter(loader)
-        signal.signal(signal.SIGCHLD, before)
-    except ValueError:  # not the main thread: no handler is set there
-        iterator = iter(loader)
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)  # and once only: it has asked for the first items already
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
     return iterator
 
 

@@ -284,7 +284,7 @@ def _timm_arguments(
         "mlp_ratio": config.mlp_ratio,
         "use_abs_pos_emb": config.absolute_positions,
         "use_rel_pos_bias": config.relative_positions == "per-layer",
-        "init_values": config.layer_scale,
+        "init_values": config.layer_scale or 0.0,  # None would be left out, and mean 0.1
         "num_classes": head.output.out_features if isinstance(head, ClassifierHead) else 0,
         "global_pool": "avg" if kind == "mean" else "token",
         "pretrained_cfg_overlay": {

@@ -110,6 +110,16 @@ def _aligned(bias: Tensor) -> Tensor:
     return functional.pad(bias, (0, -tokens % 8))[..., :tokens]
 
 
+def is_plain(linear: nn.Module) -> bool:
+    """Whether calling a layer is its product and nothing else: no adapter's, no hook of anybody's.
+
+    Only then may its weights be used in another way: what was put there would not be asked.
+    """
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks)
+    back = (linear._backward_hooks, linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and not any(map(len, (*hooks, *back)))
+
+
 def scaled_linear(values: Tensor, linear: nn.Linear, scale: Tensor | None) -> Tensor:
     """The layer's result times a factor a feature: (..., D) to (..., D'); `scale` is (D',) or None.
 
@@ -118,6 +128,8 @@ def scaled_linear(values: Tensor, linear: nn.Linear, scale: Tensor | None) -> Te
     """
     if scale is None:
         return linear(values)  # type: ignore[no-any-return]
+    if not is_plain(linear):
+        return linear(values) * scale  # type: ignore[no-any-return]
     weight, bias = scale.unsqueeze(1) * linear.weight, scale * linear.bias
     return functional.linear(values, weight, bias)
 
@@ -162,5 +174,7 @@ class Attention(nn.Module):
         """(B, T, D) to (B, T, 3, H, d) queries, keys and values."""
         key_bias = torch.zeros_like(self.query_bias)
         bias = torch.cat((self.query_bias, key_bias, self.value_bias))
-        qkv = functional.linear(tokens, self.qkv.weight, bias)  # (B, T, 3 D)
+        # As the layer's own bias, which spares a pass over the result.
+        plain = is_plain(self.qkv)
+        qkv = functional.linear(tokens, self.qkv.weight, bias) if plain else self.qkv(tokens) + bias
         return qkv.view(*qkv.shape[:2], 3, self.heads, -1)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,13 @@ class Encoder(nn.Module):
         return depths
 
     def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        """The blocks, or what somebody has put into their places: an adapter, a compiled one."""
+        if len(self.blocks) != self.config.depth:
+            raise ValueError(
+                f"this encoder has {len(self.blocks)} blocks where its configuration says "
+                f"{self.config.depth}: build one of another depth instead"
+            )
+        return [cast(Block, block) for block in self.blocks]
 
     def _block_number(self, layer: int) -> int:
         depth = self.config.depth

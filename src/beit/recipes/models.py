@@ -154,7 +154,9 @@ class OptimRecipe(Frozen):
 class EngineRecipe(Frozen):
     """How the machine is used and how often something is written."""
 
-    seed: int = Field(0, ge=0, lt=2**62, description="the key of every draw")
+    seed: int = Field(
+        0, ge=0, lt=2**62, description="the key of every draw (the tokenizer has its own)"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast; auto is bfloat16 where the hardware has it"
     )

@@ -40,6 +40,12 @@ LATER_FIELDS = {
     "engine.deterministic": False,
     "tokenizer.engine.deterministic": False,
 }
+# What loses, and what it loses to where both are said.
+WON_OVER = {
+    "masking.ratio": "masking.count",
+    "optim.epochs": "optim.steps",
+    "optim.warmup_epochs": "optim.warmup_steps",
+}
 _NUMBERS = {  # YAML 1.1 takes 3e-4 for a string, 1:30 for 90 and 010 for 8
     "tag:yaml.org,2002:int": re.compile(r"[+-]?(\d|[1-9]\d+)$"),
     "tag:yaml.org,2002:float": re.compile(
@@ -99,10 +105,11 @@ def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence
 def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
     """Return a variant of a recipe; keys are dotted names, and the result is validated whole.
 
-    Of a group that is given by some of its fields, the others stay as they are.
+    Of a group that is given by some of its fields, the others stay as they are. A field that
+    another one wins over is heard: the other is unset, if it is not among the changes.
     """
     tree = recipe.model_dump()
-    for name, value in _fields(changes):
+    for name, value in _heard(dict(_fields(changes)), recipe).items():
         *path, last = name.split(".")
         node: Any = tree
         for part in path:
@@ -111,6 +118,18 @@ def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
             raise UserError(_unknown(name, [n for n, _, _ in dotted_names(recipe)], (), recipe))
         node[last] = value
     return validated(type(recipe), tree)
+
+
+def _heard(fields: Mapping[str, Any], recipe: BaseModel) -> dict[str, Any]:
+    """The changes, and with each that would lose to what the recipe says the winner's end."""
+    known = {name for name, _, _ in dotted_names(recipe)}
+    unset = {
+        f"{group}{winner}": None
+        for loser, winner in WON_OVER.items()
+        for group in ("", "tokenizer.")
+        if fields.get(f"{group}{loser}") is not None and f"{group}{winner}" in known
+    }
+    return unset | dict(fields)
 
 
 def _fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
