@@ -76,7 +76,12 @@ def test_named_layers_are_the_layers(config: EncoderConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"depth": 10**9}, {"width": 3 * 10**9}, {"image_size": (8, 4 * 10**9)}], ids=str
+    "change",
+    [
+        *({"depth": 10**9}, {"width": 3 * 10**9}),
+        *({"image_size": (8, 4 * 10**9)}, {"image_size": (16384, 16384)}),
+    ],
+    ids=str,
 )
 def test_an_encoder_that_would_never_end_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at most"):

@@ -8,7 +8,8 @@ from typing import Literal
 from beit.errors import UserError
 
 RelativePositions = Literal["none", "shared", "per-layer"]
-LARGEST_SIDE, LARGEST_WIDTH, DEEPEST = 16_384, 16_384, 1_000  # far beyond any that was trained
+# Far beyond any that was trained.
+LARGEST_SIDE, LARGEST_WIDTH, DEEPEST, MOST_PATCHES = 16_384, 16_384, 1_000, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class EncoderConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        self._require_sizes()
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} does not divide into {self.heads} heads")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.relative_positions not in ("none", "shared", "per-layer"):
+            raise UserError(
+                f"relative_positions must be none, shared or per-layer, "
+                f"not {self.relative_positions!r}"
+            )
+
+    def _require_sizes(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "heads", "channels", "hidden"):
             size = getattr(self, name)
             if min(size if isinstance(size, tuple) else (size,)) < 1:
@@ -63,17 +77,11 @@ class EncoderConfig:
                 raise UserError(f"an encoder's {name} is at most {most}, not {size}")
         if self.depth > DEEPEST:
             raise UserError(f"an encoder has at most {DEEPEST} layers, not {self.depth}")
-        if self.width % self.heads:
-            raise UserError(f"width {self.width} does not divide into {self.heads} heads")
-        for name in ("drop_path", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.relative_positions not in ("none", "shared", "per-layer"):
+        if self.patches > MOST_PATCHES:
             raise UserError(
-                f"relative_positions must be none, shared or per-layer, "
-                f"not {self.relative_positions!r}"
+                f"an encoder sees at most {MOST_PATCHES} patches, and {self.grid[0]}x"
+                f"{self.grid[1]} are asked for: choose larger patches or a smaller image"
             )
-        assert self.grid
 
     @property
     def grid(self) -> tuple[int, int]:

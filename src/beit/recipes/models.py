@@ -24,7 +24,7 @@ from beit.tokenizer.config import LARGEST_KERNEL, LARGEST_VOCABULARY
 # a fault somewhere below, or never end.
 MOST = 10**9  # steps, passes, patches
 LARGEST_BATCH = 10**6
-MOST_WORKERS = 1_024
+MOST_WORKERS = 256
 LONGEST_WAIT = 10**6  # seconds, 11 days
 MOST_CHECKPOINTS = 10**6
 LARGEST_FACTOR = 1e4  # rates and weights of losses
