@@ -1,10 +1,11 @@
-"""Sizes and time spans as a person reads them."""
+"""Sizes and time spans as a person reads them, numbers as every program does."""
 
+import json
 import math
 
 import pytest
 
-from beit.files import human_bytes, human_time
+from beit.files import human_bytes, human_time, json_of_measured
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,12 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(size: int, text: str) -> None:
     assert human_bytes(size) == text
+
+
+def test_measured_numbers_are_json() -> None:
+    measured = {"a": [math.nan, 1.5, (math.inf, "NaN")], "b": {"c": -math.inf, "d": None}, "e": 2}
+    assert json.loads(json_of_measured(measured), parse_constant=pytest.fail) == {
+        "a": [None, 1.5, [None, "NaN"]],
+        "b": {"c": None, "d": None},
+        "e": 2,
+    }

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all."""
 
 import hashlib
+import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _CHUNK = 1 << 20
 
@@ -73,6 +75,25 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Replace a text file (UTF-8, newlines as given) in one instant."""
     atomic_write_bytes(path, text.encode())
+
+
+def json_of_measured(value: Any, **layout: Any) -> str:
+    """JSON that every reader takes, of numbers that were measured.
+
+    One that is not finite (a broken model was measured, there was nothing to measure) becomes null.
+    Descriptions hold none; they are written with `allow_nan=False`.
+    """
+    return json.dumps(_without_infinities(value), allow_nan=False, **layout)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_infinities(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(inner) for inner in value]
+    return value
 
 
 def sha256_of(path: Path) -> str:

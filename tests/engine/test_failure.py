@@ -68,6 +68,28 @@ def test_what_failed_can_be_gone_on_with(tmp_path: Path) -> None:
     assert [r["step"] for r in rows_of(tmp_path) if r["split"] == "train"] == list(range(1, 18))
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_last_step_that_ruins_the_weights_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deferred: bool
+) -> None:
+    """Its own loss is finite, and no step follows that would show it."""
+    settings = replace(SETTINGS, learning_rate=1e30, warmup_steps=0, total_steps=1, clip=None)
+    if deferred:
+        monkeypatch.setattr(fit_module, "TrainingStep", Deferred)
+    sentence = (
+        r"^step 1, the last, left weights whose loss is not finite \((inf|nan)\).*: try [^.]*$"
+    )
+    with pytest.raises(Diverged, match=sentence):
+        run_toy(tmp_path, settings)
+    dump = tmp_path / "failure-step-00000001"
+    assert (dump / "batch-rank-0.json").is_file()
+    after = read_snapshot(dump / "state-after-the-step")
+    assert after.step == 1 and after.state["samples_seen"] == 8
+    assert after.tensors["model"]["net.0.weight"].abs().max() > 1e20
+    assert not Checkpoints(tmp_path / "checkpoints").steps()
+    assert [row["split"] for row in rows_of(tmp_path)] == ["train"]  # it was not evaluated
+
+
 def test_without_a_folder_it_is_one_sentence() -> None:
     settings = replace(SETTINGS, evaluate_every=0)
     with pytest.raises(Diverged, match="nothing was dumped, there is no checkpoint: try"):

@@ -151,9 +151,11 @@ def test_context_precision_and_mode() -> None:
         (0, range(4, 8)),
         (1, range(4)),
         (1, range(4, 8)),
+        (1, range(4, 8)),  # looked at once more after the last step
     ]
     assert all(c.total_steps == 2 and c.seed == 5 for c, _, _ in task.seen)
-    assert all(dtype == torch.bfloat16 and training for _, dtype, training in task.seen)
+    assert all(dtype == torch.bfloat16 for _, dtype, _ in task.seen)
+    assert [training for _, _, training in task.seen] == [True] * 4 + [False]
 
 
 def test_what_is_measured_is_the_averaged_task_in_evaluation_mode() -> None:

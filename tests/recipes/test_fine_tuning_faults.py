@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from beit import files
 from beit.engine.logging import MetricsLog
@@ -245,3 +245,26 @@ def test_a_full_disk_is_told_in_a_sentence(
     assert str(run) in outcome.complaint and "--resume" in outcome.complaint
     assert beit(*classifying(run, data), "--resume").status == 0
     assert not list(run.rglob("*.tmp-*"))
+
+
+def test_a_model_that_its_last_step_ruined_is_not_kept(tmp_path: Path) -> None:
+    data, run = coloured(tmp_path / "data"), tmp_path / "run"
+    fields = {"optim__lr": 1e30, "optim__steps": 1, "optim__warmup_steps": 0}
+    outcome = beit(*classifying(run, data, **fields))
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.complaint.startswith("step 1, the last, left weights whose loss is not finite")
+    for name in ("model.safetensors", "result.json", "best"):
+        assert not (run / name).exists()
+
+
+def test_what_is_measured_of_a_broken_model_is_still_json(tmp_path: Path) -> None:
+    data, run, out = coloured(tmp_path / "data"), tmp_path / "run", tmp_path / "found.json"
+    assert beit(*classifying(run, data, optim__steps=1)).status == 0
+    weights = load_file(run / "model.safetensors")
+    weights["head.output.bias"] = weights["head.output.bias"] * float("nan")
+    save_file(weights, run / "model.safetensors")
+    outcome = beit("evaluate", run, "--data", data, "--out", out, "--json")
+    predicted = beit("predict", run, data / "val" / "red", "--lines")
+    assert (outcome.status, predicted.status) == (0, 0)
+    for text in (outcome.out.splitlines()[-1], out.read_text(), *predicted.out.splitlines()):
+        assert "null" in text and json.loads(text, parse_constant=pytest.fail)

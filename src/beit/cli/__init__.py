@@ -9,7 +9,6 @@ is known, so that `--help` answers at once.
 
 import argparse
 import io
-import json
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from beit import __version__
 from beit.cli import looking, training, using
 from beit.cli.arguments import Parser, json_last, require_values, unexpected, without_overrides
 from beit.errors import Interrupted, UserError, disk_complaint
+from beit.files import json_of_measured
 
 __all__ = ["main", "parser"]
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(list(sys.argv[1:] if argv is None else argv))
         result: dict[str, Any] | None = options.run(options)
         if result and options.json:  # ranks beside the first have none
-            print(json.dumps(result, default=str), flush=True)
+            print(json_of_measured(result, default=str), flush=True)
         return 0
     except UserError as error:
         return _complain(str(error), 2)

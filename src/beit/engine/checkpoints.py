@@ -26,7 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_synced
+from beit.files import (
+    fsync_file,
+    fsync_folder,
+    human_bytes,
+    json_of_measured,
+    sha256_of,
+    write_synced,
+)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -190,7 +197,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         fsync_file(path)
     state = {"step": snapshot.step, **snapshot.state}
-    write_synced(folder / STATE, json.dumps(state, indent=1, sort_keys=True).encode())
+    write_synced(folder / STATE, json_of_measured(state, indent=1, sort_keys=True).encode())
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())

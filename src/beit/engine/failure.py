@@ -15,6 +15,8 @@ from beit.engine.settings import FitSettings
 from beit.errors import UserError
 from beit.files import atomic_write_text, human_bytes
 
+_ADVICE = "try a lower learning rate, a longer warm-up or stronger clipping"
+
 
 class Diverged(RuntimeError):
     """The loss or its gradient is not a number; the message is one sentence."""
@@ -40,14 +42,14 @@ def dump_batch(folder: Path, rank: int, identities: Sequence[Identity]) -> None:
     atomic_write_text(folder / f"batch-rank-{rank}.json", text)
 
 
-def dump_state(folder: Path, row: dict[str, Any], snapshot: Snapshot) -> None:
-    """Write the numbers of the step that failed and the state before its update."""
+def dump_state(folder: Path, row: dict[str, Any], snapshot: Snapshot, when: str) -> None:
+    """Write the numbers of the step that failed and the state before or after its update."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
         key: value if not isinstance(value, float) else repr(value) for key, value in row.items()
     }
     atomic_write_text(folder / "step.json", encode_row(numbers) + "\n")
-    state = folder / "state-before-the-step"
+    state = folder / f"state-{when}-the-step"
     if not state.exists():
         write_snapshot(state, snapshot)
 
@@ -58,7 +60,16 @@ def diverged_message(row: Mapping[str, Any], folder: Path | None, saved: str) ->
     where = f"its batch and the state before it are in {folder}" if folder else "nothing was dumped"
     return (
         f"step {row['step']} gave numbers that are not finite ({culprit}) and was not applied; "
-        f"{where}, {saved}: try a lower learning rate, a longer warm-up or stronger clipping"
+        f"{where}, {saved}: {_ADVICE}"
+    )
+
+
+def diverged_after_message(row: Mapping[str, Any], folder: Path | None, saved: str) -> str:
+    """The same of a last step whose own numbers were finite."""
+    where = f"its batch and the state after it are in {folder}" if folder else "nothing was dumped"
+    return (
+        f"step {row['step']}, the last, left weights whose loss is not finite "
+        f"({row['loss_after']}); {where}, {saved}: {_ADVICE}"
     )
 
 

@@ -5,9 +5,10 @@ It alone calls backward, clips, steps, logs, saves and stops. Which samples a st
 random state and a resumed run goes on bitwise as if it had never stopped.
 """
 
+import math
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -65,6 +66,7 @@ def fit(
             folder was made from something else.
         beit.errors.Interrupted: SIGTERM or Ctrl-C came; the state is saved.
         beit.engine.failure.Diverged: The loss or gradient was not finite; the step was not applied.
+            Or the last step's update left weights that give no finite loss.
     """
     world = current_world()
     settings.micro_batch(world.size)
@@ -156,7 +158,8 @@ class _Run:
 
     def _fail(self, record: StepRecord, row: dict[str, Any]) -> Diverged:
         samples = (record.step - 1) * self.settings.global_batch
-        return self.storage.fail(record, row, {**self._state(), "samples_seen": samples})
+        state = {**self._state(), "samples_seen": samples}
+        return self.storage.fail(record, row, state, after=False)
 
     def _make_step(self, prepare: Prepare | None) -> TrainingStep:
         return TrainingStep(
@@ -179,6 +182,8 @@ class _Run:
             self.step += 1
             look = not make_step.deferred or self.step % self.settings.log_every == 0
             self.recorder.add(record, read=look)
+            if self.step == self.settings.total_steps:
+                self._look_after_the_last(make_step, record)
             self._evaluate_if_due(evaluate)
             stopping = self.world.any_host(self.stop.requested)
             if stopping or self.finished or self.step % self.settings.save_every == 0:
@@ -201,6 +206,22 @@ class _Run:
                 # step, so leave in order.
                 self._leave(self._save())
             raise
+
+    def _look_after_the_last(self, make_step: TrainingStep, record: StepRecord) -> None:
+        """See that the last update left weights that give a number, as the next step would."""
+        self.recorder.read()
+        with self._eager():
+            loss = float(make_step.loss_after())
+        if self.world.any_host(not math.isfinite(loss)):
+            row = {"step": self.step, **self.recorder.last, "loss_after": loss}
+            raise self.storage.fail(record, row, self._state(), after=True)
+
+    def _eager(self) -> AbstractContextManager[Any]:
+        """Nothing is compiled for what is looked at seldom: that takes longer than it saves."""
+        if not self.settings.compile:
+            return nullcontext()
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
 
     def _evaluate_if_due(self, evaluate: Evaluate | None) -> None:
         every, last = self.settings.evaluate_every, self.step == self.settings.total_steps
@@ -230,9 +251,7 @@ class _Run:
                 stack.enter_context(torch.no_grad())
                 if self.average is not None:
                     stack.enter_context(self.average.swapped_in())
-                if self.settings.compile:
-                    # Its last batch is smaller: compiling for that takes longer than it saves.
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(self._eager())
                 if self.world.size == 1:  # several ranks can only stop together, after it
                     stack.enter_context(self.stop.breakable())
                 return evaluate(self.task, self.step)

@@ -1,7 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, a line of progress, log.txt."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from beit.files import fsync_folder, human_bytes, human_time, naming
+from beit.files import fsync_folder, human_bytes, human_time, json_of_measured, naming
 
 Row = Mapping[str, Any]
 _PLACE = frozenset({"step", "epoch", "samples_seen", "split"})
@@ -19,11 +18,7 @@ _SHOWN = 4  # metrics in a line of progress
 
 def encode_row(row: Row) -> str:
     """One line of JSON; what is not finite becomes null, which every reader understands."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
-    return json.dumps(clean, allow_nan=False)
+    return json_of_measured(row)
 
 
 class MetricsLog:

@@ -62,7 +62,7 @@ class Task(Protocol):
     """
 
     def __call__(self, batch: Any, context: StepContext) -> StepOutput:
-        """Run the forward pass of one micro-batch."""
+        """Run the forward pass of one micro-batch, in evaluation mode once after the last step."""
         ...
 
     def undecayed_parameters(self) -> frozenset[str]:

@@ -74,6 +74,7 @@ class TrainingStep:
         self._running = RunningStatistics(task, world)
         self._model = _parallel(task, world)
         self._stopped = torch.zeros((), device=device)
+        self._last: tuple[Any, StepContext] | None = None  # a micro-batch of the last step
         self.deferred = device.type == "cuda"
 
     def __call__(self, done: int, batches: Iterator[Any]) -> StepRecord:
@@ -105,6 +106,21 @@ class TrainingStep:
                 self._average.update(done, self._stopped if self.deferred else None)
         values = torch.cat([bad.float()[None], means, norm[None]])
         return StepRecord(done + 1, rate, ("bad", *names, "gradient_norm"), values, identities)
+
+    @torch.no_grad()
+    def loss_after(self) -> Tensor:
+        """The loss that the weights after the last step give, with nothing dropped: 0-d.
+
+        No step follows that would show what that step's update has made of them. It is asked on a
+        micro-batch of that step, and leaves nothing changed.
+        """
+        assert self._last is not None, "the last step has been made"
+        (batch, context), self._last = self._last, None
+        self._task.eval()
+        with self._autocast():
+            output: StepOutput = self._task(batch, context)
+        self._task.train()
+        return output.loss
 
     def _accumulate(
         self, done: int, batches: Iterator[Any]
@@ -143,10 +159,15 @@ class TrainingStep:
             with torch.no_grad():
                 batch = self._prepare(batch)
         context = StepContext(settings.seed, done, settings.total_steps, rows, rank)
-        half = settings.precision == "bfloat16"
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
+        if done + 1 == settings.total_steps:
+            self._last = batch, context
+        with self._autocast():
             output: StepOutput = self._model(batch, context)
         return output
+
+    def _autocast(self) -> torch.autocast:
+        half = self._settings.precision == "bfloat16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half)
 
     def _scale_gradients(self, total: Tensor) -> Tensor:
         """Turn summed gradients into those of the step's mean loss, clipped; return their norm."""

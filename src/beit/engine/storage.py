@@ -9,7 +9,13 @@ from torch.optim import Optimizer
 from beit.engine.checkpoints import BadCheckpoint, Checkpoints, Loaded, Snapshot, read_snapshot
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
-from beit.engine.failure import Diverged, diverged_message, dump_batch, dump_state
+from beit.engine.failure import (
+    Diverged,
+    diverged_after_message,
+    diverged_message,
+    dump_batch,
+    dump_state,
+)
 from beit.engine.run_folder import RunFolder
 from beit.engine.state import expected_size, model_tensors, restore, take_snapshot
 from beit.engine.step import StepRecord
@@ -106,14 +112,18 @@ class Storage:
             ) from error
         return loaded
 
-    def fail(self, record: StepRecord, row: dict[str, Any], state: Mapping[str, Any]) -> Diverged:
-        """Dump a step that was not finite; return the error to raise."""
+    def fail(
+        self, record: StepRecord, row: dict[str, Any], state: Mapping[str, Any], *, after: bool
+    ) -> Diverged:
+        """Dump a step that was not finite, or after which nothing is; return the error to raise."""
         folder = None if self._run is None else self._run.failure(record.step)
         if folder is not None:
             dump_batch(folder, self._world.rank, record.identities)
             if self._world.main:
-                dump_state(folder, row, self._snapshot(record.step - 1, state))
-        return Diverged(diverged_message(row, folder, self._newest()))
+                snapshot = self._snapshot(record.step - (not after), state)
+                dump_state(folder, row, snapshot, "after" if after else "before")
+        message = diverged_after_message if after else diverged_message
+        return Diverged(message(row, folder, self._newest()))
 
     def _newest(self) -> str:
         steps = [] if self._checkpoints is None else self._checkpoints.steps()

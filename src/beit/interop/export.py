@@ -297,4 +297,4 @@ def _timm_arguments(
 
 def as_json(value: dict[str, Any]) -> bytes:
     """A JSON file's bytes."""
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

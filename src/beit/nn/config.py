@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,8 @@ class EncoderConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.layer_scale is not None and not math.isfinite(self.layer_scale):
+            raise UserError(f"layer_scale must be a number or none, not {self.layer_scale}")
         if self.relative_positions not in ("none", "shared", "per-layer"):
             raise UserError(
                 f"relative_positions must be none, shared or per-layer, "

@@ -1,6 +1,5 @@
 """Fine-tuning for classification, end to end: from labelled pictures to a classifier."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from beit.data.sources import Source, open_parts
 from beit.engine.distribution import process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.heads import ClassifierHead
 from beit.recipes.best import BestWatch
@@ -107,7 +106,7 @@ def _classify(recipe: ClassifyRecipe, stage: Stage, model: Classifier) -> dict[s
     if len(stage.validation):
         report = measurement.report or measurement.of(model)
         if stage.world.main:
-            text = json.dumps(described(report, model.labels)) + "\n"
+            text = json_of_measured(described(report, model.labels)) + "\n"
             atomic_write_text(stage.run.path / EVALUATION, text)
     if not stage.world.main:
         return {}

@@ -1,7 +1,6 @@
 """`beit demo`: the whole story on scikit-learn's digits, or half of it on anybody's pictures."""
 
 import copy
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from beit.engine.fit import fit
 from beit.engine.settings import FitSettings
 from beit.evaluation.few_labels import logistic_regression_accuracy
 from beit.evaluation.neighbours import Features, mean_pooled_features
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
@@ -75,7 +74,8 @@ def demo(data: str, out: Path, *, seed: int = 0, resume: bool = False) -> dict[s
     result = pretrain(recipe, RunRequest(data, out, resume=resume))
     if whole_story:
         result["few_labels"] = few_labels(out, seed)
-        atomic_write_text(out / "few_labels.json", json.dumps(result["few_labels"], indent=2))
+        text = json_of_measured(result["few_labels"], indent=2)
+        atomic_write_text(out / "few_labels.json", text)
     page = write_report(out)
     result |= {"report": str(page), "seconds": round(time.monotonic() - started, 1)}
     if whole_story:

@@ -19,7 +19,7 @@ from beit.data.sources import Source, labels_of, open_source
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
@@ -73,7 +73,7 @@ def evaluate(
     if out is not None:
         if Path(out).exists():
             print(f"note: {out} is written over", file=sys.stderr)
-        atomic_write_text(Path(out), json.dumps(result, indent=2) + "\n")
+        atomic_write_text(Path(out), json_of_measured(result, indent=2) + "\n")
     return result
 
 

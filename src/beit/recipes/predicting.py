@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from beit.data.naming import printable
 from beit.data.views import ViewSettings, make_views
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
-from beit.files import atomic_write_bytes
+from beit.files import atomic_write_bytes, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
@@ -240,7 +239,7 @@ def _mask_line(mask: Path, shares: list[tuple[str, float]]) -> str:
 
 def _say(wishes: Wishes, told: Mapping[str, Any], line: str) -> None:
     if not wishes.quiet:
-        print(json.dumps(told) if wishes.lines else line)
+        print(json_of_measured(told) if wishes.lines else line)
 
 
 def ranked(probabilities: Tensor, model: Classifier, top: int) -> list[tuple[str, float]]:

@@ -6,7 +6,6 @@ Legend: L blocks, N pictures, D width.
 """
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -38,7 +37,7 @@ from beit.evaluation.linear_probe import (
     probe_layers,
 )
 from beit.evaluation.neighbours import pooled_batches
-from beit.files import atomic_write_bytes, atomic_write_text
+from beit.files import atomic_write_bytes, atomic_write_text, json_of_measured
 from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
 from beit.recipes.build import choose_device, choose_workers
@@ -322,7 +321,7 @@ def _write(out: Path, result: ProbeResult, found: dict[str, Any]) -> None:
     )
     atomic_write_bytes(out / "probe.png", picture)
     write(report, out / "probe.html")
-    atomic_write_text(out / "probe.json", json.dumps(found, indent=2) + "\n")
+    atomic_write_text(out / "probe.json", json_of_measured(found, indent=2) + "\n")
 
 
 def _slug(text: str) -> str:

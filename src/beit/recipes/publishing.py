@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, human_bytes, sha256_of
+from beit.files import atomic_write_bytes, human_bytes, json_of_measured, sha256_of
 from beit.interop import hub
 from beit.interop.timm_models import read_timm
 from beit.nn.encoder import Encoder
@@ -159,7 +159,7 @@ def _fill(folder: Path, source: Path, story: Story, licence: str, target: str, n
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(without_paths(value), indent=2, ensure_ascii=False) + "\n"
+    text = json_of_measured(without_paths(value), indent=2, ensure_ascii=False) + "\n"
     atomic_write_bytes(file, text.encode())
 
 

@@ -88,7 +88,8 @@ def _write(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))
-    atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    text = json.dumps(described, indent=2, allow_nan=False) + "\n"
+    atomic_write_text(folder / "config.json", text)
 
 
 def load(path: str | Path) -> Model:

@@ -1,6 +1,5 @@
 """Fine-tuning for semantic segmentation, end to end: from pictures and masks to a segmenter."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from beit.engine.distribution import World, process_group
 from beit.engine.protocol import Batches
 from beit.evaluation.dense_inference import DenseSettings, dense_classes
 from beit.evaluation.segmentation import SegmentationScore
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, json_of_measured
 from beit.nn.decoder_config import DecoderConfig, decoder_config
 from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.objectives.pixels import class_weights
@@ -162,7 +161,7 @@ class _Segmentation:
             self.measure(task)
         if not stage.world.main:
             return {}
-        atomic_write_text(stage.run.path / EVALUATION, json.dumps(self.found) + "\n")
+        atomic_write_text(stage.run.path / EVALUATION, json_of_measured(self.found) + "\n")
         self.save(stage.run.path, task, {"step": result.step})
         return stage.finish(result, {"best": watch.best()})
 

@@ -34,7 +34,7 @@ from beit.engine.protocol import Batches, Evaluate
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, promise_repeatable_products
 from beit.errors import UserError
-from beit.files import atomic_write_text, sha256_of
+from beit.files import atomic_write_text, json_of_measured, sha256_of
 from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
 from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
@@ -175,7 +175,7 @@ class Stage:
             "model_sha256": sha256_of(self.run.model),
             **more,
         }
-        atomic_write_text(self.run.path / "result.json", json.dumps(summary, indent=2) + "\n")
+        atomic_write_text(self.run.path / "result.json", json_of_measured(summary, indent=2) + "\n")
         return summary
 
 

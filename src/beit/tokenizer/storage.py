@@ -47,7 +47,8 @@ def save(model: DiscreteVAE, folder: Path) -> None:
         "fingerprint": fingerprint(model),
         "config": model.config.to_dict(),
     }
-    atomic_write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+    atomic_write_text(folder / CONFIG_FILE, text)
 
 
 def load(folder: Path) -> DiscreteVAE:
