@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,21 @@ def test_a_full_disk_is_told_in_one_line(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and "cannot be filled (No space left on device)" in lines[0]
     assert packed(folder, tmp_path / "out") == 0
+
+
+def test_odd_names_are_those_of_the_source(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, a line break, a backslash: escaped once, in classes and pictures."""
+    root = tmp_path / "pictures"
+    for number, name in enumerate((b"\xff", b"a\nb", b"c\\d", "é".encode())):
+        home = root / os.fsdecode(name)
+        home.mkdir(parents=True)
+        Image.fromarray(scene(20, 24)).save(home / f"{number}.png")
+    assert packed(root, tmp_path / "out") == 0
+    before, after = (open_source(str(path), "train") for path in (root, tmp_path / "out"))
+    assert after.classes == before.classes and {"\\xff", "a\\nb", "c\\\\d", "é"} == set(
+        after.classes
+    )
+    named = [
+        [source.identity(i).removeprefix("train/") for i in range(4)] for source in (before, after)
+    ]
+    assert named[0] == named[1]

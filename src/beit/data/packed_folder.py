@@ -46,6 +46,8 @@ class PackedFolder(RangeSource):
             meta = load_meta(index)
             if meta.get("version") not in READABLE:
                 raise UserError(f"{printable(root)} was packed by another version; pack it again")
+            # Written as the source gave them, which had made them printable already.
+            self.classes = tuple(bytes.fromhex(name).decode() for name in meta["classes"])
             self._counts, self._sizes = _shards(meta, index)
         except UserError:
             raise
