@@ -66,7 +66,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     except BaseException as error:
         with suppress(OSError):  # where it could not be made, it cannot be looked for either
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # that is what the user knows
         raise
     fsync_folder(path.parent)

@@ -135,8 +135,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "class only in train": (_photos(lambda data: shutil.rmtree(data / "val" / "red")), ["red"]),
     "class only in val": (_photos(lambda data: shutil.rmtree(data / "train" / "red")), ["red"]),
     "parts as classes": (
-        _photos(lambda data: (data / "train").rename(data / "Training")),
-        ["Training", "name those", "train and val"],
+        _photos(lambda data: (data / "train").rename(data / "Testing")),
+        ["Testing", "name those", "train and val"],
     ),
     "patience without validation": (
         _photos(lambda data: _unvalidated(data), patience=2),
@@ -249,7 +249,8 @@ def test_a_full_disk_is_told_in_a_sentence(
 
 def test_a_model_that_its_last_step_ruined_is_not_kept(tmp_path: Path) -> None:
     data, run = coloured(tmp_path / "data"), tmp_path / "run"
-    fields = {"optim__lr": 1e30, "optim__steps": 1, "optim__warmup_steps": 0}
+    rates = {"optim__lr": 1e4, "optim__weight_decay": 1e4, "optim__base_batch": 1}
+    fields = {**rates, "optim__steps": 1, "optim__warmup_steps": 0}
     outcome = beit(*classifying(run, data, **fields))
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.complaint.startswith("step 1, the last, left weights whose loss is not finite")
