@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,6 +243,39 @@ def test_what_cannot_be_had_or_sent_is_one_sentence(
         UserError, match=r"could not be written \(401 Unauthorized\).*hf auth login"
     ):
         beit.push(run, "hf://me/colours", licence="mit")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_disk_that_fills_up_leaves_nothing_half_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    out = tmp_path / "out"
+    if is_there:
+        out.mkdir()
+    copy = shutil.copyfile
+
+    def copying(source: Path, target: Path) -> None:
+        copy(source, target)
+        if target == out / "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", copying)
+    with pytest.raises(UserError, match=rf"^{out} cannot be written \(No space left on device\)"):
+        beit.push(run, out, licence="mit")
+    assert [*tmp_path.iterdir()] == ([out] if is_there else []) and not [*tmp_path.glob("*/*")]
+    monkeypatch.undo()
+    assert beit.push(run, out, licence="mit")["target"] == str(out)
+
+
+def test_a_run_whose_name_is_not_utf8_is_published(run: Path, tmp_path: Path) -> None:
+    named, out = tmp_path / os.fsdecode(b"r\xff"), tmp_path / os.fsdecode(b"p\xff")
+    shutil.copytree(run, named)
+    result = json.loads((named / "result.json").read_text())
+    result["run"] = named.name  # as a run writes what it was called with
+    (named / "result.json").write_text(json.dumps(result))
+    assert beit.push(named, out, licence="mit")["target"] == str(out)
+    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["run"] == named.name
+    assert isinstance(beit.load(out), Classifier)
 
 
 def test_a_damaged_model_is_not_published(tmp_path: Path, run: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,22 +156,43 @@ def _fill(folder: Path, source: Path, story: Story, licence: str, target: str, n
     if story.result:
         _write_json(folder / RESULT, story.result)
     text = card(story, licence, target, note)
-    atomic_write_bytes(folder / CARD, text.encode())
+    atomic_write_bytes(folder / CARD, text.encode(errors="backslashreplace"))
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     text = json_of_measured(without_paths(value), indent=2, ensure_ascii=False) + "\n"
-    atomic_write_bytes(file, text.encode())
+    atomic_write_bytes(file, text.encode(errors="backslashreplace"))  # a JSON escape as well
 
 
 def _copy(folder: Path, target: Path) -> str:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another folder or remove it")
+    was_there = target.is_dir()
     try:
-        shutil.copytree(folder, target, dirs_exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error}); choose another folder") from error
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.rglob("*")):
+            copy = target / path.relative_to(folder)
+            if path.is_dir():
+                copy.mkdir()
+            else:
+                shutil.copyfile(path, copy)
+    except BaseException as error:
+        with suppress(OSError):  # a disk that takes nothing may refuse to remove as well
+            _empty(target)  # as it was; half a model is none
+            if not was_there:
+                target.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"{target} cannot be written ({error.strerror or error}) and is left as it was: "
+            "choose another folder, or make room for it there"
+        ) from error
     return str(target)
+
+
+def _empty(folder: Path) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _upload(folder: Path, target: str, wanted: Publication) -> str:
