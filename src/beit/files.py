@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,9 +34,30 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def try_to_open(path: Path) -> None:
-    """Raise the reason why a file cannot be read; to safetensors it is missing in every case."""
+def is_utf8(path: Path) -> bool:
+    """Whether a name is UTF-8, as some libraries want it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def for_safetensors(path: Path) -> Iterator[Path]:
+    """A name under which safetensors opens a file for reading: UTF-8, so perhaps that of a link.
+
+    Raises:
+        OSError: It cannot be opened, and why; to safetensors it would be missing in every case.
+    """
     path.open("rb").close()
+    if is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 @contextmanager

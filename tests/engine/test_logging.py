@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.engine.logging import MetricsLog, Progress, encode_row
+from beit.engine.logging import MetricsLog, Progress, TensorBoardLog, encode_row
 from beit.files import atomic_write_text
 from engine.engine_toy import SETTINGS, rows_of, run_toy
 
@@ -168,3 +168,13 @@ def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         atomic_write_text(path, "new\n")
     assert full.value.filename == str(path)  # not the name that it has for an instant
     assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_tensorboard_may_not_write_to_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later it would be a thread's traceback."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "tensorboard")
+    with pytest.raises(PermissionError) as refused:
+        TensorBoardLog(tmp_path / "tensorboard", step=0)
+    assert refused.value.filename == str(tmp_path / "tensorboard")

@@ -1,5 +1,6 @@
 """A run that was stopped anywhere ends bitwise where one that was not stopped ends."""
 
+import os
 import random
 import signal
 from dataclasses import replace
@@ -57,6 +58,19 @@ def test_resume_is_bitwise(tmp_path: Path, settings: FitSettings, steps: tuple[i
         stopped_at(tmp_path / str(step), step, settings)
         result = run_toy(tmp_path / str(step), settings)
         assert result.step == 17 and hash_of(tmp_path / str(step)) == expected, f"step {step}"
+
+
+def test_a_folder_whose_name_is_not_utf8_is_as_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without TensorBoard, which takes no such name; once told, not a fault."""
+    settings, folder = replace(SETTINGS, tensorboard=True), tmp_path / os.fsdecode(b"r\xff")
+    run_toy(tmp_path / "whole", settings)
+    assert "TensorBoard" not in capsys.readouterr().err
+    stopped_at(folder, 10, settings)
+    assert capsys.readouterr().err.count("nothing is written for TensorBoard") == 1
+    run_toy(folder, settings)
+    assert hash_of(folder) == hash_of(tmp_path / "whole")
 
 
 def test_resume_ten_times_at_random(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A model's folder is data: it loads to the same numbers, or says in a sentence why not."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from beit.batch import Masks
 from beit.errors import UserError
+from beit.interop.weight_files import read_metadata, read_tensors
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
@@ -137,3 +139,15 @@ def test_weights_that_cannot_be_opened_are_not_called_missing(tmp_path: Path) ->
     weights.symlink_to(weights.name)  # a right that is missing would do, but not for root
     with pytest.raises(UserError, match=r"model\.safetensors .*Too many levels of symbolic links"):
         load(tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"m\xff")
+    model = MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5))
+    save_masked_image_model(folder, model, {})
+    assert load_masked_image_model(folder).encoder.config == CONFIG
+    tokenizer = DiscreteVAE(VAE)
+    storage.save(tokenizer, folder)
+    assert storage.fingerprint(storage.load(folder)) == storage.fingerprint(tokenizer)
+    assert set(read_tensors(folder / "model.safetensors")) == set(tokenizer.state_dict())
+    assert read_metadata(folder / "model.safetensors") == {}

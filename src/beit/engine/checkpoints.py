@@ -27,6 +27,7 @@ from torch import Tensor
 
 from beit.errors import UserError
 from beit.files import (
+    for_safetensors,
     fsync_file,
     fsync_folder,
     human_bytes,
@@ -215,8 +216,13 @@ def read_snapshot(folder: Path) -> Snapshot:
     files = _verify(folder)
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     names = [name for name in files if name.endswith(".safetensors")]
-    tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in names}
+    tensors = {name.removesuffix(".safetensors"): _tensors_of(folder / name) for name in names}
     return Snapshot(state.pop("step"), tensors, state)
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    with for_safetensors(path) as name:
+        return dict(load_file(name))
 
 
 def _manifest_bytes(files: Mapping[str, Any]) -> bytes:

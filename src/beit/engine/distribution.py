@@ -91,14 +91,14 @@ class World:
         """Give every rank the text of rank 0."""
         if self.size == 1:
             return text
-        data = text.encode()
+        data = text.encode(errors="surrogateescape")  # names of files may be no UTF-8
         length = torch.tensor([len(data)])
         dist.broadcast(length, 0, group=_host_group)
         body = torch.zeros(int(length), dtype=torch.uint8)
         if self.main and data:
             body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         dist.broadcast(body, 0, group=_host_group)
-        return bytes(body.tolist()).decode()
+        return bytes(body.tolist()).decode(errors="surrogateescape")
 
     def barrier(self, seconds: float = 600.0) -> None:
         """Wait for all ranks.

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, a line of progress, log.txt."""
 
+import errno
 import json
 import os
 import sys
@@ -81,6 +82,9 @@ class TensorBoardLog:
     def __init__(self, folder: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):  # its thread would fail, with a traceback
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -93,6 +97,11 @@ class TensorBoardLog:
     def close(self) -> None:
         """Write out what is buffered."""
         self._writer.close()
+
+
+def _open_log(path: Path) -> IO[str]:
+    """A log of what is told, also of names that are no UTF-8."""
+    return path.open("a", encoding="utf-8", errors="backslashreplace")
 
 
 class Progress:
@@ -115,7 +124,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._live = self._stream.isatty()
         self._interval = interval
-        self._log = log.open("a", encoding="utf-8") if log is not None and main else None
+        self._log = _open_log(log) if log is not None and main else None
         self._started: tuple[float, int, int] | None = None  # time, step, samples at the last line
         self._pace = 0.0  # smoothed samples a second
         self._steps_pace = 0.0

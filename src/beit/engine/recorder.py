@@ -10,6 +10,7 @@ from beit.engine.logging import MetricsLog, Progress, TensorBoardLog
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitSettings
 from beit.engine.step import StepRecord
+from beit.files import is_utf8
 
 Row = dict[str, Any]
 OnFailure = Callable[[StepRecord, Row], Exception]
@@ -38,10 +39,15 @@ class Recorder:
         if run is not None and world.main:
             self._metrics = MetricsLog(run.metrics, step=step, evaluated=evaluated)
             self._logs.append(self._metrics)
-            if settings.tensorboard:
+            if settings.tensorboard and is_utf8(run.tensorboard):
                 self._logs.append(TensorBoardLog(run.tensorboard, step=step))
         log = None if run is None else run.log
         self.progress = Progress(settings.total_steps, log=log, main=world.main)
+        if run is not None and settings.tensorboard and not is_utf8(run.tensorboard):
+            self.progress.say(
+                "nothing is written for TensorBoard, which takes no folder whose name is not "
+                "UTF-8; metrics.jsonl has every number"
+            )
         self.last: dict[str, float] = {}  # numbers of the last step that was read
 
     def add(self, record: StepRecord, *, read: bool) -> None:

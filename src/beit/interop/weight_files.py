@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.files import try_to_open
+from beit.files import for_safetensors
 from beit.interop.modules import require_plain_pickle
 from beit.interop.sniff import sniff
 
@@ -42,8 +42,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a file; give a .pth, .pt or .safetensors file")
     if path.suffix == SAFE:
         try:
-            try_to_open(path)
-            return dict(load_file(path))
+            with for_safetensors(path) as name:
+                return dict(load_file(name))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as safetensors ({error})") from error
     require_plain_pickle(path, sniff(path))
@@ -61,8 +61,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         UserError: It is no such file.
     """
     try:
-        try_to_open(path)
-        with safe_open(path, framework="pt") as file:
+        with for_safetensors(path) as name, safe_open(name, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error})") from error

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, atomic_write_text, try_to_open
+from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
 from beit.nn.classifier import Classifier
 from beit.nn.decoder_config import decoder_config_from
 from beit.nn.encoder import Encoder, EncoderConfig
@@ -239,8 +239,8 @@ def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
 def load_weights(model: nn.Module, file: Path) -> None:
     """Fill a model from a safetensors file; names and shapes must be the same."""
     try:
-        try_to_open(file)
-        tensors = load_file(file)
+        with for_safetensors(file) as path:
+            tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as safetensors ({error})") from error
     wanted = _named(model)

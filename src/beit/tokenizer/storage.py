@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, atomic_write_text, try_to_open
+from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
 from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -109,8 +109,8 @@ def _build(values: dict[str, Any], folder: Path) -> DiscreteVAE:
 
 def _read_weights(model: DiscreteVAE, path: Path) -> None:
     try:
-        try_to_open(path)
-        weights = load_file(path)
+        with for_safetensors(path) as name:
+            weights = load_file(name)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({error}): copy the folder again."
