@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from beit.errors import UserError
 from beit.masking import (
     MASKERS,
     Draws,
+    Grid,
+    Mask,
     _fours,
     _Patches,
     blockwise_paper,
     blockwise_reference,
     capacity,
     place_list,
+    register,
     target_count,
     uniform_random,
 )
@@ -224,7 +228,7 @@ def test_impossible_targets_are_the_users_mistake() -> None:
     for ratio, count in ((0.0, None), (1.1, None), (0.4, 0), (0.4, 197)):
         with pytest.raises(UserError):
             target_count(PAPER_GRID, ratio, count)
-    with pytest.raises(UserError, match="unknown masking 'blocks'"):
+    with pytest.raises(UserError, match="there is no masking 'blocks'"):
         capacity("blocks", PAPER_GRID)
 
 
@@ -251,5 +255,38 @@ def test_place_list_lists_masked_places_in_order_and_pads() -> None:
     assert index.dtype == np.int64 and weight.dtype == np.float32
     assert index.tolist() == [1, 3, 5, 0, 0]
     assert weight.tolist() == [1, 1, 1, 0, 0]
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="3 patches does not fit a list of 2"):
         place_list(mask, 2)
+
+
+def left_half(generator: np.random.Generator, grid: Grid, **settings: Any) -> Mask:
+    del generator, settings
+    mask = np.zeros(grid, np.bool_)
+    mask[:, : grid[1] // 2] = True
+    return mask
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maskers are forgotten after the test."""
+    monkeypatch.setattr(beit.masking, "MASKERS", dict(MASKERS))
+    monkeypatch.setattr(beit.masking, "_CAPACITIES", {})
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_masker_of_ones_own_has_room() -> None:
+    register("left", left_half)
+    assert capacity("left", (4, 6)) == 24
+    register("left", left_half, lambda grid, **settings: grid[0] * (grid[1] // 2))
+    assert capacity("left", (4, 6)) == 12
+    register("left", left_half, lambda grid, **settings: 0)
+    with pytest.raises(UserError, match="capacity of the masking 'left' is 0"):
+        capacity("left", (4, 6))
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_cannot_be_registered_is_told() -> None:
+    for name, masker in (("random", left_half), ("none", left_half), ("", left_half), ("x", None)):
+        with pytest.raises(UserError):
+            register(name, masker)  # type: ignore[arg-type]
+    assert set(beit.masking.MASKERS) == set(MASKERS)

@@ -3,6 +3,7 @@
 Three maskers with one signature: blockwise as the authors' code does it, blockwise as the paper
 writes it (algorithm 1), and uniformly random (the ablation). All take a target, either as a share
 of the patches or as a count; the paper says 0.4 of 196, which is 78, the authors' code says 75.
+Others are made known by `register`.
 """
 
 # (h, w) patch grid, N = h * w patches, M length of the list of masked places
@@ -10,7 +11,7 @@ of the patches or as a count; the paper says 0.4 of 196, which is 78, the author
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -28,6 +29,7 @@ Draws = Iterator[list[float]]  # of uniform numbers, four for a block
 ATTEMPTS = 10  # a block, before the reference gives up
 _AHEAD = 16  # attempts whose draws are fetched at once; a mask at 14 x 14 takes 11 on average
 SMALLEST_ASPECT = 0.3  # height / width of a block, and its inverse the largest
+NO_MASK = "none"  # the name of masking nothing
 
 
 class Masker(Protocol):
@@ -240,6 +242,60 @@ MASKERS: dict[str, Masker] = {
     "blockwise-paper": blockwise_paper,
     "random": uniform_random,
 }
+Capacity = Callable[..., int]  # (grid, *, ratio, minimum_block, exact, count) -> M
+_OURS = frozenset((*MASKERS, NO_MASK))
+_CAPACITIES: dict[str, Capacity] = {}  # of the registered ones that say so
+
+
+def register(name: str, masker: Masker, capacity: Capacity | None = None) -> None:
+    """Make a masker known, so that `masking.kind` of a recipe may be its name.
+
+        def half(generator, grid, **settings):
+            mask = np.zeros(grid, bool)
+            mask[:, : grid[1] // 2] = True
+            return mask if generator.random() < 0.5 else ~mask
+
+        beit.masking.register("half", half)
+
+    A run's recipe holds the name alone: whatever reads it again (a resumption, a report) has to
+    have registered it too. A name of one's own may be given again, to another masker.
+
+    Args:
+        name: Not one of beit's own.
+        masker: (generator, grid, *, ratio, minimum_block, exact, count) to a mask (h, w) of bool,
+            True = masked, of one patch or more; see `Masker`. It may draw from the generator alone.
+        capacity: (grid, *, ratio, minimum_block, exact, count) to the most patches it ever masks.
+            Every mask takes the memory and work of so many. None: it may mask every patch.
+
+    Raises:
+        UserError: The name is taken or no text, or what is given is no function.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"a masking is registered under a name, a text, not {name!r}")
+    if name in _OURS:
+        raise UserError(f"the masking {name!r} is beit's own; register yours under another name")
+    for given in (masker, capacity):
+        if not (callable(given) or given is None and masker is not None):
+            raise UserError(f"the masking {name!r} needs functions, and {given!r} is none")
+    MASKERS[name] = masker
+    _CAPACITIES.pop(name, None)
+    if capacity is not None:
+        _CAPACITIES[name] = capacity
+
+
+def masker_named(name: str) -> Masker:
+    """The masker of that name.
+
+    Raises:
+        UserError: There is none; the sentence lists those there are.
+    """
+    if name not in MASKERS:
+        names = ", ".join(repr(known) for known in (*MASKERS, NO_MASK))
+        raise UserError(
+            f"there is no masking {name!r}: choose one of {names}, or register your own by "
+            "beit.masking.register"
+        )
+    return MASKERS[name]
 
 
 def _exactly(generator: np.random.Generator, mask: Mask, target: int) -> Mask:
@@ -291,12 +347,23 @@ def capacity(
     Raises:
         UserError: The masker is unknown or the target impossible.
     """
-    if name not in MASKERS:
-        raise UserError(f"unknown masking {name!r}; choose one of {', '.join(MASKERS)}")
+    masker_named(name)
     target = target_count(grid, ratio, count)
+    patches = grid[0] * grid[1]
     if name == "blockwise-paper" and not exact:
-        return min(grid[0] * grid[1], target + min(minimum_block, target))
-    return target
+        return min(patches, target + min(minimum_block, target))
+    if name in _OURS:
+        return target
+    if name not in _CAPACITIES:
+        return patches
+    settings = {"ratio": ratio, "minimum_block": minimum_block, "exact": exact, "count": count}
+    room = _CAPACITIES[name](grid, **settings)
+    if not isinstance(room, int) or not 1 <= room <= patches:
+        raise UserError(
+            f"the capacity of the masking {name!r} is {room!r} where there are {patches} patches: "
+            f"it must be a whole number from 1 to {patches}"
+        )
+    return room
 
 
 def place_list(masks: Mask, capacity: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -309,12 +376,19 @@ def place_list(masks: Mask, capacity: int) -> tuple[NDArray[np.int64], NDArray[n
     Returns:
         (..., M) int64 patch numbers, padded with 0, and (..., M) float32 weights: 1, and 0 at
         padding.
+
+    Raises:
+        UserError: A mask has more.
     """
     leading = masks.shape[:-2]
     flat = masks.reshape(math.prod(leading), -1)
     rows, places = np.nonzero(flat)
     counts = np.bincount(rows, minlength=len(flat))
-    assert counts.max() <= capacity, f"{counts.max()} masked places, room for {capacity}"
+    if counts.max() > capacity:
+        raise UserError(
+            f"a mask of {counts.max()} patches does not fit a list of {capacity}: raise the "
+            "capacity that its masking was registered with, or leave it out"
+        )
     columns = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
     index = np.zeros((len(flat), capacity), dtype=np.int64)
     weight = np.zeros((len(flat), capacity), dtype=np.float32)

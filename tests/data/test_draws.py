@@ -1,4 +1,5 @@
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from beit.data.draws import Key, MaskPlan, centre_box, colour_draws, crop_box, draw_masks
 from beit.errors import UserError
+from beit.masking import MASKERS, Grid, Mask
 
 KEYS = [Key(0, 0, index) for index in range(2000)]
 
@@ -124,6 +126,37 @@ def test_ablations_of_the_paper_are_plans() -> None:
     assert everything.weight.min() == 1 and everything.grid.any()
     nothing = draw_masks(MaskPlan((4, 6), "none"), KEYS[:3])
     assert nothing.index.tolist() == [list(range(24))] * 3 and not nothing.grid.any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (np.zeros((4, 6), np.bool_), "empty"),
+        (np.ones((6, 4), np.bool_), r"bool of shape \(6, 4\)"),
+        (np.ones((4, 6)), "float64 of shape"),
+        ([[True]], "list"),
+    ],
+)
+def test_what_is_no_mask_is_refused(
+    mask: Any, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MASKERS, "mine", lambda generator, grid, **settings: mask)
+    with pytest.raises(UserError, match=f"masking 'mine' is .*{complaint}"):
+        draw_masks(MaskPlan((4, 6), "mine"), KEYS[:1])
+
+
+def a_corner(generator: np.random.Generator, grid: Grid, **settings: Any) -> Mask:
+    del generator, settings
+    mask = np.zeros(grid, np.bool_)
+    mask[0, 0] = True
+    return mask
+
+
+def test_a_plan_takes_its_masker_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKERS, "mine", a_corner)
+    sent = pickle.dumps(MaskPlan((2, 2), "mine"))
+    monkeypatch.delitem(MASKERS, "mine")
+    assert pickle.loads(sent).draw(KEYS[0]).tolist() == [[True, False], [False, False]]
 
 
 def test_impossible_plans_are_refused_before_any_work() -> None:

@@ -5,7 +5,7 @@ not change the draws of the others.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from beit.batch import ColourDraws, Masks
 from beit.errors import UserError
-from beit.masking import MASKERS, capacity, place_list, target_count
+from beit.masking import NO_MASK, Masker, capacity, masker_named, place_list, target_count
 from beit.randomness import sample_generator
 
 # B images, (h, w) patch grid, N = h * w patches, M listed places
 _ATTEMPTS = 10
 _ERASED = (0.02, 1 / 3)  # least and largest share of the area
 _ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
-_NO_MASK = "none"
 _MASK = "mask"  # the stream of masks
 
 
@@ -163,12 +162,12 @@ class MaskPlan:
     minimum_block: int = 16
     exact: bool = False
     recover: Literal["masked", "all"] = "masked"
+    # Kept, for a loader's process that is not forked knows of no masker that was registered here.
+    masker: Masker | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.name != _NO_MASK and self.name not in MASKERS:
-            names = ", ".join((*MASKERS, _NO_MASK))
-            raise UserError(f"unknown masking {self.name!r}; choose one of {names}")
-        if self.name != _NO_MASK:
+        if self.name != NO_MASK:
+            object.__setattr__(self, "masker", masker_named(self.name))
             target_count(self.grid, self.ratio, self.count)
 
     @property
@@ -183,13 +182,13 @@ class MaskPlan:
     @property
     def lists_all(self) -> bool:
         """Whether the loss reads every place."""
-        return self.recover == "all" or self.name == _NO_MASK
+        return self.recover == "all" or self.name == NO_MASK
 
     def draw(self, key: Key) -> NDArray[np.bool_]:
         """One sample's mask, (h, w), True = masked."""
-        if self.name == _NO_MASK:
+        if self.masker is None:
             return np.zeros(self.grid, np.bool_)
-        return MASKERS[self.name](
+        mask = self.masker(
             key.generator(_MASK),
             self.grid,
             ratio=self.ratio,
@@ -197,6 +196,14 @@ class MaskPlan:
             exact=self.exact,
             count=self.count,
         )
+        found = getattr(mask, "shape", None), getattr(mask, "dtype", type(mask))
+        if found != (self.grid, np.bool_) or not mask.any():
+            what = f"{found[1]} of shape {found[0]}" if found != (self.grid, np.bool_) else "empty"
+            raise UserError(
+                f"a mask of the masking {self.name!r} is {what}: it must be a numpy array of bool "
+                f"of shape {self.grid} with at least one True"
+            )
+        return mask
 
 
 def draw_masks(plan: MaskPlan, keys: list[Key]) -> Masks:

@@ -86,11 +86,12 @@ class _Batches(Dataset[_Item], Generic[Sample]):
                 if sample is not None:
                     kept.append(key)
                     samples.append(sample)
+            if not kept:
+                return _Item(None, tuple(bad))
+            batch = self.kind.batch(kept, samples)
         except UserError as error:
             return _Item(None, refusal=str(error))
-        if not kept:
-            return _Item(None, tuple(bad))
-        return _Item(replace(self.kind.batch(kept, samples), replaced=tuple(bad)), tuple(bad))
+        return _Item(replace(batch, replaced=tuple(bad)), tuple(bad))
 
     def _keys(self, where: range) -> list[Key]:
         size = len(self.source)

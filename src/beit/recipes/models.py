@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from beit.errors import UserError
+from beit.masking import NO_MASK, masker_named
 from beit.nn.config import DEEPEST, LARGEST_SIDE, LARGEST_WIDTH
 from beit.tokenizer.config import LARGEST_KERNEL, LARGEST_VOCABULARY
 
@@ -290,8 +291,10 @@ class EncoderRecipe(Frozen):
 class MaskingRecipe(Frozen):
     """Which patches are hidden (paper, algorithm 1; reference variant by default)."""
 
-    kind: Literal["blockwise", "blockwise-paper", "random", "none"] = Field(
-        "blockwise", description="blockwise is the reference's; none hides nothing"
+    kind: str = Field(
+        "blockwise",
+        description="blockwise (the reference's), blockwise-paper, random, none, which hides "
+        "nothing, or one that was registered",
     )
     ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches to mask")
     count: int | None = Field(
@@ -299,6 +302,13 @@ class MaskingRecipe(Frozen):
     )
     minimum_block: int = Field(16, gt=0, le=MOST, description="smallest block, patches")
     exact: bool = Field(False, description="always mask exactly the target count")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind != NO_MASK:
+            masker_named(kind)
+        return kind
 
 
 class ObjectiveRecipe(Frozen):
@@ -350,7 +360,7 @@ class PretrainRecipe(Frozen):
                 raise ValueError(
                     f"encoder.image_size: the {name} {side} is not a multiple of the patch {patch}"
                 )
-        if self.masking.kind == "none" and self.objective.places == "masked":
+        if self.masking.kind == NO_MASK and self.objective.places == "masked":
             raise ValueError(
                 "masking.kind none leaves no masked place to predict; set objective.places all"
             )
