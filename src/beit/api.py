@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from beit.data.handed import pictures
+from beit.data.sources import GivenData, as_data
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
@@ -32,6 +34,7 @@ __all__ = [
     "encoder",
     "evaluate",
     "load",
+    "pictures",
     "plan",
     "predict",
     "pretrain",
@@ -74,7 +77,7 @@ def encoder(
 
 def train_tokenizer(
     recipe: str | TokenizerRecipe,
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     resume: bool = False,
@@ -84,19 +87,20 @@ def train_tokenizer(
 
     Args:
         recipe: A name, or a value such as `beit.recipe("tiny").tokenizer`.
-        data: A folder of pictures, or any other source the command line takes.
+        data: A folder of pictures, or any other source the command line takes; or an object: see
+            `pictures`.
         out: The run folder.
         resume: Go on with the run in it.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
     """
     wanted = tokenizer_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
     return train.train_tokenizer(wanted, request)
 
 
 def pretrain(
     recipe: str | PretrainRecipe,
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
@@ -109,7 +113,8 @@ def pretrain(
 
     Args:
         recipe: A name, or a value such as `beit.recipe("tiny", {"optim.lr": 3e-4})`.
-        data: A folder of pictures, or any other source the command line takes.
+        data: A folder of pictures, or any other source the command line takes; or an object: see
+            `pictures`.
         out: The run folder.
         tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`.
         bank: A token bank; it brings its tokenizer.
@@ -119,13 +124,13 @@ def pretrain(
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
     """
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
     return train.pretrain(wanted, request, tokenizer, bank, str(init))
 
 
 def classify(
     recipe: str | ClassifyRecipe,
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     init: str | Path,
@@ -137,7 +142,7 @@ def classify(
 
     Args:
         recipe: A name from `beit recipes list`, or a recipe.
-        data: Pictures, one folder a class.
+        data: Pictures, one folder a class, or an object: see `pictures`.
         out: The run folder.
         init: What to start from: a run, a model folder, a weight file, timm:NAME, or "none".
         changes: Recipe fields by dotted name.
@@ -145,13 +150,13 @@ def classify(
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
     """
     wanted = classify_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
     return _classify(replace(wanted, changes or {}), request, str(init))
 
 
 def segment(
     recipe: str | SegmentRecipe,
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     init: str | Path,
@@ -159,9 +164,12 @@ def segment(
     resume: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a segmenter, as `beit segment`; arguments as in `classify`, data with masks."""
+    """Fine-tune a segmenter, as `beit segment`; arguments as in `classify`, data with masks.
+
+    As objects they are a pair of sources that have `mask` (`beit.data.pairs.PairSource`).
+    """
     wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(str(data), Path(out), resume=resume, device=device)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
     return _segment(replace(wanted, changes or {}), request, str(init))
 
 
@@ -207,7 +215,7 @@ def plan(
     recipe: str | PretrainRecipe | ClassifyRecipe | SegmentRecipe,
     *,
     images: int | None = None,
-    data: str | Path | None = None,
+    data: GivenData | None = None,
     devices: int = 1,
     machine: str = "here",
     task: Task | None = None,
@@ -227,6 +235,6 @@ def plan(
         seconds: That timing steps may take, roughly.
     """
     wanted = recipe_named(recipe, task)[1] if isinstance(recipe, str) else recipe
-    where = None if data is None else str(data)
+    where = None if data is None else as_data(data)
     request = PlanRequest(images, where, devices, machine, seconds=seconds)
     return _plan(replace(wanted, changes or {}), request)

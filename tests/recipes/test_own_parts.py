@@ -1,14 +1,18 @@
 """Runs with parts of one's own, handed in from Python."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 import beit
 from beit import masking
+from beit.data.sources import as_data
 from beit.errors import UserError
 from recipes.recipe_runs import PRETRAIN, rows_of
 
@@ -48,3 +52,130 @@ def test_a_mask_without_room_ends_the_run_with_a_sentence(tmp_path: Path, worker
     with pytest.raises(UserError, match="8 patches does not fit a list of 1") as refusal:
         beit.pretrain(beit.recipe("digits", changes), "digits", tmp_path / "run")
     assert "\n" not in str(refusal.value)
+
+
+class Squares:
+    """Pictures that are computed: a square of one of two greys on black."""
+
+    name = "squares"
+    classes = ("dark", "light")
+
+    def __init__(self, count: int, first: int = 0) -> None:
+        self.count, self.first = count, first
+        self.fingerprint = f"squares {first} {count}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Image.Image:
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        pixels[3 + (self.first + index) % 8 :, 4:] = 100 + 100 * self.label(index)
+        return Image.fromarray(pixels)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        return (np.array(self.read(index))[..., 0] > 0).astype(np.uint8)
+
+    def identity(self, index: int) -> str:
+        return f"square {self.first + index}"
+
+    def label(self, index: int) -> int:
+        return index % 2
+
+
+PAIR = (Squares(40), Squares(12, 40))
+
+
+def test_a_source_of_ones_own_is_trained_on_and_resumed(tmp_path: Path) -> None:
+    recipe = beit.recipe("digits", PIXELS | {"data.workers": 1})
+    beit.pretrain(recipe, PAIR, tmp_path / "run")
+    noted = json.loads((tmp_path / "run" / "source.json").read_text())
+    assert (noted["data"], noted["fingerprint"]) == ("squares", "squares 0 40")
+    beit.pretrain(recipe, PAIR, tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="pictures of the run in .* have changed"):
+        beit.pretrain(recipe, (Squares(41), PAIR[1]), tmp_path / "run", resume=True)
+    assert "handed over from Python, as squares" in beit.write_report(tmp_path / "run").read_text()
+    page = beit.write_report(tmp_path / "run", PAIR).read_text()
+    assert "Where it looks" in page and "handed over" not in page
+
+
+def test_an_array_is_classified_evaluated_probed_and_planned(tmp_path: Path) -> None:
+    source = Squares(60)
+    array = np.stack([np.array(source.read(index)) for index in range(60)])
+    given = beit.pictures(array, np.arange(60) % 2, source.classes)
+    changes = {n: v for n, v in PRETRAIN.items() if not n.startswith("tokenizer.")}
+    small = changes | {"optim.batch": 8, "optim.steps": 2}
+    beit.classify("digits", given, tmp_path / "run", init="none", changes=small)
+    found = beit.evaluate(tmp_path / "run", given, split="all", quiet=True)
+    assert (found["pictures"], found["labels"], found["data"]) == (60, ["dark", "light"], "array")
+    probed = beit.probe(
+        tmp_path / "run", (given, given), out=tmp_path / "probe", method="neighbours", quiet=True
+    )
+    assert probed["data"] == "array"
+    planned = beit.plan("digits", data=array, seconds=0.1, changes=small)
+    assert planned["images"] + planned["validation_images"] == 60
+
+
+def test_masks_of_ones_own_are_segmented(tmp_path: Path) -> None:
+    changes = {n: v for n, v in PRETRAIN.items() if not n.startswith("tokenizer.")}
+    small = changes | {"optim.batch": 4, "optim.steps": 1}
+    beit.segment("digits", PAIR, tmp_path / "run", init="none", changes=small)
+    found = beit.evaluate(tmp_path / "run", PAIR, quiet=True)
+    assert (found["pictures"], found["labels"]) == (12, ["dark", "light"])
+    with pytest.raises(UserError, match="came as one: give a pair"):
+        beit.segment("digits", PAIR[0], tmp_path / "other", init="none", changes=small)
+
+
+GREYS = np.zeros((4, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (object(), "object is no kind of pictures: give a name, an array"),
+        (
+            type("Bare", (), {"name": "x", "__len__": len})(),
+            "Bare is no kind of pictures .it has no fingerprint, classes, read, identity, label.",
+        ),
+        ((GREYS,), "1 things were given"),
+        ((GREYS, np.arange(4)), "labels as beit.pictures"),
+        (GREYS.astype(np.float32), "not float32 of shape .*255"),
+        (np.zeros((4, 3, 8, 8), np.uint8), "colours stand last"),
+    ],
+)
+def test_what_is_no_pictures_is_told_in_a_sentence(
+    given: Any, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        beit.pretrain("digits", given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "complaint"),
+    [
+        ("fingerprint", 7, "the fingerprint of a Squares is 7"),
+        ("classes", ["a"], "give a tuple"),
+        ("label", lambda index: 2, "label.0. of a Squares is 2 and it has 2 classes"),
+        ("identity", lambda index: index, "must be a text"),
+        ("read", lambda index: Image.new("L", (4, 4)), "gives L: it must be a PIL.Image of mode"),
+    ],
+)
+def test_a_source_that_is_not_quite_one_is_told_why(
+    member: str, value: Any, complaint: str
+) -> None:
+    source = Squares(3)
+    setattr(source, member, value)
+    with pytest.raises(UserError, match=complaint):
+        as_data(source)
+
+
+def test_labels_must_fit_their_array() -> None:
+    for labels, classes in (
+        ([0, 1], None),
+        ([0.0] * 4, None),
+        ([0, 1, 2, 3], ["a"]),
+        ([-2] * 4, None),
+    ):
+        with pytest.raises(UserError):
+            beit.pictures(GREYS, labels, classes)  # type: ignore[arg-type]
+    assert beit.pictures(GREYS, [0, 2, -1, 1]).classes == ("0", "1", "2")

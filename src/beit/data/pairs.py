@@ -22,11 +22,13 @@ from PIL import Image
 from beit.batch import IGNORED
 from beit.data.decode import BadPicture
 from beit.data.file_table import FileTable
+from beit.data.handed import Handed
+from beit.data.handed_pairs import handed_pairs
 from beit.data.mask_survey import MaskSurveys, Survey
 from beit.data.naming import encode_path, printable
 from beit.data.pair_files import FolderPairs, PairSplit, pair_folders
 from beit.data.pair_texts import Palette, classes_of_file, palette_of_file
-from beit.data.sources import Source
+from beit.data.sources import Data, Source
 from beit.errors import UserError
 
 _LEAST_CLASSES = 2
@@ -120,7 +122,7 @@ def known_numbers(classes: int, shift: int) -> NDArray[np.bool_]:
 
 
 def open_pairs(
-    spec: str,
+    spec: Data,
     split: PairSplit,
     *,
     reduce_zero_label: bool = False,
@@ -133,7 +135,7 @@ def open_pairs(
     are, so that all splits agree.
 
     Args:
-        spec: A folder in ADE20K's layout (see above).
+        spec: A folder in ADE20K's layout (see above), or what was handed over.
         split: Which part.
         reduce_zero_label: Number 0 is "unlabelled" and class k is stored as k + 1, as in ADE20K.
         workers: Processes that look at the masks.
@@ -143,6 +145,8 @@ def open_pairs(
         UserError: A folder is missing; names, numbers or sizes of pictures and masks differ; a mask
             holds colours or an unknown number; there is no class, or a single one.
     """
+    if isinstance(spec, Handed):
+        return handed_pairs(spec, split)
     surveys = MaskSurveys(workers, anew=rescan)
     try:
         return _open_pairs(encode_path(spec), split, int(reduce_zero_label), surveys, rescan)

@@ -1,78 +1,62 @@
-"""What there is to read: one line of text becomes a source of pictures."""
+"""What there is to read: one line of text, or what is handed over, becomes a source of pictures."""
 
 import difflib
 import os
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from beit.data.handed import Handed, handed
 from beit.data.index import FolderSource, NoPicture
 from beit.data.naming import encode_path, printable
 from beit.data.packed import Split
 from beit.data.packed_folder import PackedFolder, is_packed_folder
+from beit.data.protocol import HasBytes, KnowsLabels, Source, labels_of
 from beit.data.shards import ShardSource, find_shards, other_folder
 from beit.errors import UserError
 
-__all__ = ["HasBytes", "Source", "Split", "labels_of", "open_parts", "open_source"]
+__all__ = [
+    "Data",
+    "GivenData",
+    "HasBytes",
+    "KnowsLabels",
+    "Source",
+    "Split",
+    "as_data",
+    "labels_of",
+    "open_parts",
+    "open_source",
+]
+
+Data = str | Handed
+_Object = Source | NDArray[Any]
+GivenData = str | Path | _Object | Sequence[_Object] | Handed  # what Python's callers may give
 
 _SCHEMES = ("digits", "torchvision", "hf")
 _FEW = 20_000  # files that are looked at in no time
 _COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip")
 
 
-class Source(Protocol):
-    """A numbered set of pictures, the same numbers for the same data."""
+def as_data(given: GivenData) -> Data:
+    """What was given as pictures: a name, or what was handed over, which is looked at.
 
-    name: str
-    fingerprint: str  # changes when a picture is added, removed, renamed or changes its size;
-    # `beit.data.file_table` tells which, and notices edits that leave the size as it was
-    classes: tuple[str, ...]  # empty = unlabelled
-
-    def __len__(self) -> int:
-        """How many pictures there are."""
-
-    def read(self, index: int, /) -> Image.Image:
-        """Picture `index` as RGB; raises `beit.data.decode.BadPicture` with the reason."""
-
-    def identity(self, index: int, /) -> str:
-        """What the picture is called, one line of printable text."""
-
-    def label(self, index: int, /) -> int:
-        """The number of the picture's class, -1 = none."""
+    Raises:
+        UserError: It is no pictures.
+    """
+    if isinstance(given, Handed):
+        return given
+    return str(given) if isinstance(given, (str, os.PathLike)) else handed(given)
 
 
-@runtime_checkable
-class HasBytes(Protocol):
-    """A source of files: what it reads is what `beit.data.decode` makes of their content."""
-
-    def read_bytes(self, index: int, /) -> bytes:
-        """The file's content; raises `BadPicture`."""
-
-
-@runtime_checkable
-class KnowsLabels(Protocol):
-    """A source that has all its labels at hand."""
-
-    def labels(self) -> NDArray[np.int64]:
-        """The class of every picture, (N,), -1 = none."""
-
-
-def labels_of(source: Source) -> NDArray[np.int64]:
-    """The class of every picture, (N,), -1 = none; without reading a picture where that can be."""
-    if isinstance(source, KnowsLabels):
-        return source.labels()
-    return np.array([source.label(index) for index in range(len(source))], np.int64)
-
-
-def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
+def open_source(spec: Data, split: Split, *, rescan: bool = False) -> Source:
     """Open a source.
 
     Args:
         spec: A folder (flat, nested, a folder a class; in ADE20K's layout its `images/` is taken;
             one that `beit data pack` made), a .tar file or a folder of them, `digits`,
-            `torchvision:NAME[:ROOT]`, or `hf:NAME`.
+            `torchvision:NAME[:ROOT]`, or `hf:NAME`; or what was handed over.
         split: "train", "val", or "all". Without folders or files that say so, 5 % are "val"; none
             when there are 20 pictures or fewer.
         rescan: Look at every file, and list every shard anew, to notice those overwritten in place.
@@ -80,6 +64,8 @@ def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
     Raises:
         UserError: There is no such thing, or no picture in it.
     """
+    if isinstance(spec, Handed):
+        return spec.part(split)
     scheme, _, rest = spec.partition(":")
     path = encode_path(spec)
     if os.path.lexists(path):
@@ -99,7 +85,7 @@ def open_source(spec: str, split: Split, *, rescan: bool = False) -> Source:
     raise UserError(_unknown(spec, scheme))
 
 
-def open_parts(spec: str, *, rescan: bool = False) -> tuple[Source, Source]:
+def open_parts(spec: Data, *, rescan: bool = False) -> tuple[Source, Source]:
     """Open the pictures to train on and those to measure on, as `open_source` does.
 
     Args:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.file_table import FileTable, files_of
-from beit.data.sources import Source, labels_of
+from beit.data.protocol import Source, labels_of
 
 
 class Subset:

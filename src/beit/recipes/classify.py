@@ -10,7 +10,7 @@ from torch import nn
 
 from beit.data.labels import check_classes, choose_labels
 from beit.data.remarks import remarks, unmeasured_classes
-from beit.data.sources import Source, open_parts
+from beit.data.sources import Data, Source, open_parts
 from beit.engine.distribution import process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
@@ -54,7 +54,7 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
 
 
 def labelled_sources(
-    recipe: ClassifyRecipe, data: str, *, rescan: bool = False
+    recipe: ClassifyRecipe, data: Data, *, rescan: bool = False
 ) -> tuple[Source, Source]:
     """The labels that are learned from, and the pictures to measure on; unfit ones are refused."""
     train, validation = open_parts(data, rescan=rescan)

@@ -15,7 +15,7 @@ from beit.data.bad_pictures import BadPictureTaker
 from beit.data.packed import Split
 from beit.data.pair_files import PairSplit
 from beit.data.pairs import open_pairs
-from beit.data.sources import Source, labels_of, open_source
+from beit.data.sources import Data, GivenData, Source, as_data, labels_of, open_source
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
@@ -32,7 +32,7 @@ from beit.report.tables import Table, text_table
 
 def evaluate(
     spec: str | Path,
-    data: str | Path,
+    data: GivenData,
     *,
     split: str = "val",
     device: str | None = None,
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
         UserError: The model or the pictures are unusable, or a class is not known to the model.
     """
-    place, data = choose_device(device), str(data)
+    place, data = choose_device(device), as_data(data)
     if out is not None:
         _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
@@ -67,7 +67,7 @@ def evaluate(
             found, table = _classified(finished, data, split, world, place)
     if not world.main:
         return {}
-    result = {"model": str(spec), "data": data, "split": split, **found}
+    result = {"model": str(spec), "data": str(data), "split": split, **found}
     if not quiet:
         print(text_table(table))
     if out is not None:
@@ -98,7 +98,7 @@ def _is_result(file: Path) -> bool:
 
 
 def _classified(
-    finished: Finished, data: str, split: str, world: World, device: torch.device
+    finished: Finished, data: Data, split: str, world: World, device: torch.device
 ) -> tuple[dict[str, Any], Table]:
     if split not in get_args(Split):
         raise UserError(
@@ -136,7 +136,7 @@ class Unreadable:
 
 def _segmented(
     finished: Finished,
-    data: str,
+    data: Data,
     split: str,
     world: World,
     device: torch.device,

@@ -68,7 +68,7 @@ def story_of(source: Path, model: Model, data: str | None = None) -> Story:
     if not (run / "recipe.yaml").is_file():
         return Story(source, run, model, facts, data=data)
     files = RunFiles(run)
-    where = Path(files.data).name or files.data
+    where = Path(str(files.data)).name or str(files.data)
     return Story(
         source,
         run,

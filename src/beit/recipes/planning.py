@@ -9,7 +9,7 @@ import torch
 
 from beit.data.loader import LoaderSettings, pair_batches, training_batches
 from beit.data.pairs import PairSource
-from beit.data.sources import Source, open_source
+from beit.data.sources import Data, Source, open_source
 from beit.data.views import ViewSettings
 from beit.errors import UserError
 from beit.recipes import footprint
@@ -58,7 +58,7 @@ class PlanRequest:
     """
 
     images: int | None = None
-    data: str | None = None
+    data: Data | None = None
     devices: int = 1
     machine: str = HERE
     rate: float | None = None

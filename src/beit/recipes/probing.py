@@ -22,7 +22,7 @@ from beit.data.augment import prepare
 from beit.data.file_table import files_of
 from beit.data.labels import check_classes, choose_labels
 from beit.data.loader import evaluation_batches
-from beit.data.sources import Source, labels_of, open_parts
+from beit.data.sources import Data, GivenData, Source, as_data, labels_of, open_parts
 from beit.data.views import ViewSettings
 from beit.errors import UserError
 from beit.evaluation.feature_store import Origin, Parts, kept_features, weights_hash
@@ -72,7 +72,7 @@ class _Subject:
 
 def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     checkpoint: str | Path,
-    data: str | Path,
+    data: GivenData,
     *,
     out: str | Path | None = None,
     method: str = "quick",
@@ -100,7 +100,7 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     Raises:
         UserError: The pictures cannot be probed with, or there is no encoder.
     """
-    methods, data, out = _methods(method), str(data), None if out is None else Path(out)
+    methods, data, out = _methods(method), as_data(data), None if out is None else Path(out)
     if out is not None:
         _refuse_among_pictures(out, data)
     # Kept features have to be told from those of files that were edited since.
@@ -115,7 +115,7 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
         result = probe_layers(
             learned, measured, methods, settings=settings, seed=seed, device=subject.device
         )
-    asked = {"checkpoint": str(checkpoint), "data": data, "labels": labels, "seed": seed}
+    asked = {"checkpoint": str(checkpoint), "data": str(data), "labels": labels, "seed": seed}
     found = asked | _described(result, subject, train, test)
     if "paper" in methods:
         used = settings or LinearSettings()
@@ -135,7 +135,7 @@ def _methods(method: str) -> tuple[str, ...]:
     return (method,)
 
 
-def _labelled(data: str, labels: str, seed: int, *, rescan: bool) -> tuple[Source, Source]:
+def _labelled(data: Data, labels: str, seed: int, *, rescan: bool) -> tuple[Source, Source]:
     """Training and test pictures with classes; what cannot be probed with is refused."""
     train, test = open_parts(data, rescan=rescan)
     if not len(test):
@@ -160,8 +160,10 @@ def _subject(
     return _Subject(encoder.to(device), device, weights_hash(encoder), notes)
 
 
-def _refuse_among_pictures(out: Path, data: str) -> None:
+def _refuse_among_pictures(out: Path, data: Data) -> None:
     """See that the curve, a picture itself, does not join the pictures that are probed with."""
+    if not isinstance(data, str):
+        return
     pictures = os.path.realpath(data)
     if os.path.isdir(pictures) and Path(pictures) in (real := out.resolve(), *real.parents):
         raise UserError(

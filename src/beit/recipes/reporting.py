@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from beit.data.sources import Source, open_source
+from beit.data.sources import GivenData, Source, as_data, open_source
 from beit.evaluation.few_labels import spread
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.figures import (
@@ -36,7 +36,7 @@ TOKENIZER_CURVES = ("loss", "mse", "perplexity", "kl", "kl_marginal", "temperatu
 PRETRAIN_CURVES = ("loss", "accuracy", "lr", "gradient_norm")
 
 
-def write_report(run: str | Path, data: str | Path | None = None) -> Path:
+def write_report(run: str | Path, data: GivenData | None = None) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Args:
@@ -47,7 +47,7 @@ def write_report(run: str | Path, data: str | Path | None = None) -> Path:
         UserError: It is no run folder, or `data` cannot be opened.
     """
     run = Path(run)
-    found = RunFiles(run, None if data is None else str(data))
+    found = RunFiles(run, None if data is None else as_data(data))
     what, sections = _sections(found)
     report = RunReport(
         title=f"{what} run: {run.absolute().name}",

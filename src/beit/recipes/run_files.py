@@ -4,13 +4,16 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from beit.data.sources import Source, open_source
+from beit.data.sources import Data, Source, open_source
 from beit.errors import UserError
 from beit.recipes.checks import read_recipe
 from beit.recipes.downstream_models import Recipe, kind_of
 from beit.recipes.overrides import validated
 from beit.report.metrics import Row, read_metrics
+
+HANDED_OVER = "handed_over"  # in source.json: the pictures came from Python, and lie nowhere
 
 
 @dataclass
@@ -18,7 +21,7 @@ class RunFiles:
     """A run folder as it is read for the report."""
 
     path: Path
-    asked_data: str | None = None
+    asked_data: Data | None = None
 
     def __post_init__(self) -> None:
         if not (self.path / "recipe.yaml").is_file():
@@ -43,18 +46,24 @@ class RunFiles:
         return read_metrics(file) if file.is_file() else []
 
     @cached_property
-    def data(self) -> str:
-        """Where the pictures are."""
-        if self.asked_data:
-            return self.asked_data
+    def data(self) -> Data:
+        """Where the pictures are, or what was handed over for them."""
+        return self.asked_data or str(self._noted.get("data", "unknown"))
+
+    @cached_property
+    def _noted(self) -> dict[str, Any]:
         file = self.path / "source.json"
-        if not file.is_file():
-            return "unknown"
-        return str(json.loads(file.read_text(encoding="utf-8"))["data"])
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
     @cached_property
     def source(self) -> Source | None:
         """Pictures to show: the validation part, or the training part when there is no other."""
+        if not self.asked_data and self._noted.get(HANDED_OVER):
+            self.notes.append(
+                f"Without pictures: they were handed over from Python, as {self.data}; give them "
+                "to beit.write_report once more."
+            )
+            return None
         try:
             source = open_source(self.data, "val")
             return source if len(source) else open_source(self.data, "train")

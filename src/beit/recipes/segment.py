@@ -14,6 +14,7 @@ from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.loader import pair_batches, whole_pairs
 from beit.data.pair_files import look_again
 from beit.data.pairs import PairSource, check_pairs, open_pairs
+from beit.data.sources import Data
 from beit.engine.distribution import World, process_group
 from beit.engine.protocol import Batches
 from beit.evaluation.dense_inference import DenseSettings, dense_classes
@@ -63,10 +64,10 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
 
 
 def paired_sources(
-    recipe: SegmentRecipe, data: str, *, rescan: bool = False
+    recipe: SegmentRecipe, data: Data, *, rescan: bool = False
 ) -> tuple[PairSource, PairSource]:
     """Pictures with masks to learn from and to measure on; unfit ones are refused."""
-    if rescan:
+    if rescan and isinstance(data, str):
         look_again(data, "train")
     reduced = recipe.data.reduce_zero_label
     train = open_pairs(data, "train", reduce_zero_label=reduced)

@@ -26,7 +26,7 @@ from beit.data.file_table import keep_files
 from beit.data.loader import evaluation_batches, training_batches
 from beit.data.remarks import remarks
 from beit.data.samples import Codes
-from beit.data.sources import Source, open_parts
+from beit.data.sources import Data, Source, open_parts
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.fit import fit
@@ -46,6 +46,7 @@ from beit.recipes.overrides import (
     dotted_names,
     without_later_fields,
 )
+from beit.recipes.run_files import HANDED_OVER
 
 BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
 
@@ -54,7 +55,7 @@ BAD_VALIDATION_PICTURES = "bad_validation_pictures.jsonl"
 class RunRequest:
     """What is asked of a run beside its recipe."""
 
-    data: str
+    data: Data
     out: Path
     resume: bool = False
     accept_changed_data: bool = False
@@ -296,11 +297,17 @@ def _recorder(
             bad.replace(bad.with_name(f"{BAD_PICTURES}.before"))
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         atomic_write_text(run.recipe, text)
-        where = os.path.abspath(request.data) if os.path.lexists(request.data) else request.data
         keep_files(run.path, train)
-        source = {"data": where, "pictures": len(train), "fingerprint": train.fingerprint}
-        atomic_write_text(file, json.dumps(source) + "\n")
+        source = {"pictures": len(train), "fingerprint": train.fingerprint}
+        atomic_write_text(file, json.dumps(_place(request.data) | source) + "\n")
 
     if not known:
         record()
     return record
+
+
+def _place(data: Data) -> dict[str, Any]:
+    """Where pictures are to be found again, if that can be told."""
+    if not isinstance(data, str):
+        return {"data": str(data), HANDED_OVER: True}
+    return {"data": os.path.abspath(data) if os.path.lexists(data) else data}
