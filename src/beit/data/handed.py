@@ -99,10 +99,12 @@ def pictures(
         UserError: Shapes, types or numbers do not fit.
     """
     _refuse_other_arrays(array)
+    names: tuple[str, ...] = ()
+    numbers: NDArray[Any]
     if labels is None:
         if classes:
             raise UserError(f"{name} has classes but no labels: give the number of each picture's")
-        numbers, names = np.full(len(array), -1, np.int64), ()
+        numbers = np.full(len(array), -1)
     else:
         numbers = np.asarray(labels)
         if numbers.shape != (len(array),) or not np.issubdtype(numbers.dtype, np.integer):
@@ -122,7 +124,8 @@ def pictures(
 
 
 def _refuse_other_arrays(array: NDArray[np.uint8]) -> None:
-    shape, dtype = getattr(array, "shape", ()), getattr(array, "dtype", type(array).__name__)
+    shape: tuple[int, ...] = getattr(array, "shape", ())
+    dtype = getattr(array, "dtype", type(array).__name__)
     fits = isinstance(array, np.ndarray) and dtype == np.uint8
     if fits and (len(shape) == 3 or len(shape) == 4 and shape[3] == 3) and 0 not in shape[1:]:
         return

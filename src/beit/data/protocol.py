@@ -10,10 +10,20 @@ from PIL import Image
 class Source(Protocol):
     """A numbered set of pictures, the same numbers for the same data."""
 
-    name: str
-    fingerprint: str  # changes when a picture is added, removed, renamed or changes its size;
-    # `beit.data.file_table` tells which, and notices edits that leave the size as it was
-    classes: tuple[str, ...]  # empty = unlabelled
+    @property
+    def name(self) -> str:
+        """What the pictures are called where they are spoken of."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that is another when a picture is added, removed, renamed or changes its size.
+
+        `beit.data.file_table` tells which, and notices edits that leave the size as it was.
+        """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names by their numbers, () = unlabelled."""
 
     def __len__(self) -> int:
         """How many pictures there are."""
