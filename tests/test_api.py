@@ -18,6 +18,15 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
     assert getattr(beit, name).__doc__
 
 
+def test_a_notebook_completes_public_names_and_parts_of_the_package_are_there() -> None:
+    program = """
+import sys, beit
+assert set(beit.__all__) <= set(dir(beit)) and "torch" not in sys.modules
+assert beit.masking.MASKERS and beit.errors.UserError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="pretrian"):
         beit.pretrian  # noqa: B018

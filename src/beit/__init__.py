@@ -49,9 +49,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name."""
-    if name not in __all__:
-        raise AttributeError(f"module 'beit' has no attribute {name!r}")
+    """Load a public name, or a part of the package."""
     from importlib import import_module
+    from importlib.util import find_spec
 
-    return getattr(import_module("beit.api"), name)
+    if name in __all__:
+        return getattr(import_module("beit.api"), name)
+    if name.startswith("_") or find_spec(f"beit.{name}") is None:
+        raise AttributeError(f"module 'beit' has no attribute {name!r}")
+    return import_module(f"beit.{name}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not: what a notebook completes."""
+    return sorted({*globals(), *__all__})
