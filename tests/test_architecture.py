@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("report", "masking", "randomness", "interop"),
     },
     "cli": {"recipes", "report", "engine.distribution", "interop"},
-    "api": {"data", "nn", "recipes", "tokenizer"},
+    "api": {"data", "engine.protocol", "nn", "recipes", "tokenizer"},
     "__main__": {"cli"},
 }
 

@@ -1,11 +1,15 @@
 """What a notebook needs: the same things that the command line does, as functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from beit.data.handed import pictures
 from beit.data.sources import GivenData, as_data
+from beit.engine.protocol import Hooks
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
@@ -47,6 +51,9 @@ __all__ = [
 ]
 
 Model = DiscreteVAE | MaskedImageModel
+OnRow = Callable[[dict[str, Any]], object]
+AfterStep = Callable[[nn.Module, int], object]
+MakeOptimiser = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 def recipe(name: str, changes: Mapping[str, Any] | None = None) -> PretrainRecipe:
@@ -82,6 +89,9 @@ def train_tokenizer(
     *,
     resume: bool = False,
     device: str | None = None,
+    on_row: OnRow | None = None,
+    after_step: AfterStep | None = None,
+    optimiser: MakeOptimiser | None = None,
 ) -> dict[str, Any]:
     """Stage 1, as `beit tokenizer`; returns what `--json` prints.
 
@@ -92,13 +102,17 @@ def train_tokenizer(
         out: The run folder.
         resume: Go on with the run in it.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+        on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
+        after_step: Called with the task and the number of each step that was made.
+        optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
     wanted = tokenizer_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
+    hooks = Hooks(on_row, after_step, optimiser)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return train.train_tokenizer(wanted, request)
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0913 - all but three by keyword
     recipe: str | PretrainRecipe,
     data: GivenData,
     out: str | Path,
@@ -108,6 +122,9 @@ def pretrain(
     init: str | Path = "none",
     resume: bool = False,
     device: str | None = None,
+    on_row: OnRow | None = None,
+    after_step: AfterStep | None = None,
+    optimiser: MakeOptimiser | None = None,
 ) -> dict[str, Any]:
     """Stage 2, as `beit pretrain`; without `tokenizer` or `bank` stage 1 comes first.
 
@@ -122,13 +139,17 @@ def pretrain(
             weights.
         resume: Go on with the run in `out`.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+        on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
+        after_step: Called with the task and the number of each step that was made.
+        optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
     wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
+    hooks = Hooks(on_row, after_step, optimiser)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return train.pretrain(wanted, request, tokenizer, bank, str(init))
 
 
-def classify(
+def classify(  # noqa: PLR0913 - all but three by keyword
     recipe: str | ClassifyRecipe,
     data: GivenData,
     out: str | Path,
@@ -137,6 +158,9 @@ def classify(
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
+    on_row: OnRow | None = None,
+    after_step: AfterStep | None = None,
+    optimiser: MakeOptimiser | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a classifier, as `beit classify`; returns what `--json` prints.
 
@@ -148,13 +172,17 @@ def classify(
         changes: Recipe fields by dotted name.
         resume: Go on with the run in `out`.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+        on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
+        after_step: Called with the task and the number of each step that was made.
+        optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
     wanted = classify_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
+    hooks = Hooks(on_row, after_step, optimiser)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return _classify(replace(wanted, changes or {}), request, str(init))
 
 
-def segment(
+def segment(  # noqa: PLR0913 - all but three by keyword
     recipe: str | SegmentRecipe,
     data: GivenData,
     out: str | Path,
@@ -163,13 +191,17 @@ def segment(
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
+    on_row: OnRow | None = None,
+    after_step: AfterStep | None = None,
+    optimiser: MakeOptimiser | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a segmenter, as `beit segment`; arguments as in `classify`, data with masks.
 
     As objects they are a pair of sources that have `mask` (`beit.data.pairs.PairSource`).
     """
     wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device)
+    hooks = Hooks(on_row, after_step, optimiser)
+    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return _segment(replace(wanted, changes or {}), request, str(init))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -5,13 +7,16 @@ from torch import nn
 from beit.engine.ema import WeightAverage, average_decay
 from beit.engine.optimiser import (
     build_optimiser,
+    optimiser_of,
     optimiser_state,
     parameter_groups,
     restore_optimiser,
     set_rate,
     trainable,
 )
-from engine.engine_toy import ToyTask
+from beit.engine.state import restore, take_snapshot
+from beit.errors import UserError
+from engine.engine_toy import SETTINGS, ToyTask
 
 
 def test_who_decays() -> None:
@@ -91,6 +96,48 @@ def test_state_goes_by_name() -> None:
     move(second, two)
     for name, parameter in first.items():
         assert torch.equal(parameter, second[name])
+
+
+class Counting(torch.optim.SGD):
+    """Keeps numbers in its state and in its groups, as some optimisers do."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                state["share"] = 0.5 * state["count"]
+                state["nothing"] = None
+        return super().step(closure)
+
+
+def test_numbers_in_an_optimisers_state_come_back_as_numbers() -> None:
+    def make() -> tuple[ToyTask, torch.optim.Optimizer]:
+        task = ToyTask()
+        return task, optimiser_of(task, SETTINGS, lambda groups: Counting(groups, lr=1.0))
+
+    task, one = make()
+    one.step()
+    one.step()
+    snapshot = take_snapshot(task, one, None, 2, {})
+    other, two = make()
+    restore(snapshot, other, two, None)
+    for (_, state), (_, came) in zip(one.state.items(), two.state.items(), strict=True):
+        assert came == {"count": 2, "share": 1.0} and came.items() <= state.items()
+        assert type(came["count"]) is int
+    assert [group["k"] for group in two.param_groups] == [2] * len(one.param_groups)
+
+
+def test_what_cannot_be_kept_and_what_is_no_optimiser_is_told() -> None:
+    task = ToyTask()
+    for make in (lambda groups: None, lambda groups: torch.optim.SGD([torch.zeros(1)], lr=1.0)):
+        with pytest.raises(UserError, match="is not one of the groups that were given"):
+            optimiser_of(task, SETTINGS, make)  # type: ignore[arg-type]
+    sgd = optimiser_of(task, SETTINGS, lambda groups: torch.optim.SGD(groups, lr=1.0))
+    sgd.state[task.table]["history"] = []
+    with pytest.raises(UserError, match="the optimiser SGD keeps 'history', a list"):
+        optimiser_state(sgd)
 
 
 def test_average_follows_the_weights() -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from beit.engine.schedules import SCHEDULES, warmup_cosine, warmup_linear
+from beit.engine.schedules import SCHEDULES, warmup_constant, warmup_cosine, warmup_linear
 
 
 def oracle(total: int, warmup: int, peak: float, minimum: float) -> list[float]:
@@ -42,4 +42,9 @@ def test_the_straight_line() -> None:
     ]
     assert rates[:2] == [0.0, 0.5]
     assert rates[2:] == pytest.approx([1.0 - 0.05 * i for i in range(11)])
+    flat = [
+        warmup_constant(step, total_steps=12, warmup_steps=2, peak=1.0, minimum=0.5)
+        for step in (0, 1, 2, 12, 99)
+    ]
+    assert flat == [0.0, 0.5, 1.0, 1.0, 1.0]
     assert SCHEDULES["linear"] is warmup_linear and SCHEDULES["cosine"] is warmup_cosine

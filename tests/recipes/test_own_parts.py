@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 import beit
 from beit import masking
 from beit.data.sources import as_data
 from beit.errors import UserError
+from beit.files import sha256_of
+from beit.tasks.pretrain import PretrainTask
 from recipes.recipe_runs import PRETRAIN, rows_of
 
 PIXELS = {**PRETRAIN, "objective.target": "pixels"}  # no tokenizer has to be trained
@@ -58,7 +63,7 @@ class Squares:
     """Pictures that are computed: a square of one of two greys on black."""
 
     name = "squares"
-    classes = ("dark", "light")
+    classes: tuple[str, ...] = ("dark", "light")
 
     def __init__(self, count: int, first: int = 0) -> None:
         self.count, self.first = count, first
@@ -179,3 +184,61 @@ def test_labels_must_fit_their_array() -> None:
         with pytest.raises(UserError):
             beit.pictures(GREYS, labels, classes)  # type: ignore[arg-type]
     assert beit.pictures(GREYS, [0, 2, -1, 1]).classes == ("0", "1", "2")
+
+
+def test_a_tracker_and_a_teacher_follow_a_run(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    steps: list[int] = []
+
+    def follow(task: nn.Module, step: int) -> None:
+        assert isinstance(task, PretrainTask)
+        steps.append(step)
+
+    beit.pretrain(
+        beit.recipe("digits", PRETRAIN),
+        "digits",
+        tmp_path / "run",
+        on_row=rows.append,
+        after_step=follow,
+    )
+    assert steps == [1, 2, 3, 4]  # none of the tokenizer's
+    assert [row for row in rows if row["split"] == "train"] == rows_of(tmp_path / "run")
+    assert [row for row in rows if row["split"] == "val"] == rows_of(tmp_path / "run", "val")
+
+
+class Mine(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["on_row", "after_step"])
+def test_an_error_in_ones_own_function_comes_as_it_is(tmp_path: Path, where: str) -> None:
+    def fail(*_: object) -> None:
+        raise Mine
+
+    hooks: dict[str, Any] = {where: fail}
+    with pytest.raises(Mine):
+        beit.pretrain(beit.recipe("digits", PIXELS), "digits", tmp_path / "run", **hooks)
+
+
+def test_an_optimiser_of_ones_own_is_gone_on_with(tmp_path: Path) -> None:
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+    recipe = beit.recipe("digits", PIXELS | {"engine.save_every": 2, "optim.schedule": "constant"})
+    ends = []
+    for name, stops in (("straight", False), ("stopped", True)):
+        out = tmp_path / name
+
+        def stop(task: nn.Module, step: int, stops: bool = stops) -> None:
+            if stops and step == 3:
+                raise Mine
+
+        with pytest.raises(Mine) if stops else nullcontext():
+            beit.pretrain(recipe, "digits", out, optimiser=make, after_step=stop)
+        if stops:
+            with pytest.raises(UserError, match="the optimiser is not .*SGD then, AdamW now"):
+                beit.pretrain(recipe, "digits", out, resume=True)
+            beit.pretrain(recipe, "digits", out, resume=True, optimiser=make)
+        ends.append(sha256_of(out / "model.safetensors"))
+        assert [row["lr"] for row in rows_of(out)][1:] == [recipe.optim.scaled_lr] * 3
+    assert ends[0] == ends[1]

@@ -99,13 +99,11 @@ def pictures(
         UserError: Shapes, types or numbers do not fit.
     """
     _refuse_other_arrays(array)
+    numbers: NDArray[Any] = np.full(len(array), -1, np.int64)
     names: tuple[str, ...] = ()
-    numbers: NDArray[Any]
-    if labels is None:
-        if classes:
-            raise UserError(f"{name} has classes but no labels: give the number of each picture's")
-        numbers = np.full(len(array), -1)
-    else:
+    if labels is None and classes:
+        raise UserError(f"{name} has classes but no labels: give the number of each picture's")
+    if labels is not None:
         numbers = np.asarray(labels)
         if numbers.shape != (len(array),) or not np.issubdtype(numbers.dtype, np.integer):
             raise UserError(

@@ -20,9 +20,11 @@ from beit.engine.failure import Diverged, explained
 from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.protocol import (
     AT_WILL,
+    NO_HOOKS,
     Batches,
     Evaluate,
     Evaluation,
+    Hooks,
     MindsCutting,
     Prepare,
 )
@@ -31,12 +33,12 @@ from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, FitSettings, promise_repeatable_products
 from beit.engine.signals import StopNow, StoppedBySignal, StopSignal
 from beit.engine.step import StepRecord, TrainingStep, compile_parts
-from beit.engine.storage import Storage
+from beit.engine.storage import OPTIMISER, Storage
 from beit.errors import UserError
 from beit.randomness import step_seed
 
 
-def fit(
+def fit(  # noqa: PLR0913 - all but three by keyword
     task: nn.Module,
     batches: Batches,
     settings: FitSettings,
@@ -46,6 +48,7 @@ def fit(
     evaluate: Evaluate | None = None,
     resume: bool = False,
     fingerprints: Mapping[str, str] | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> FitResult:
     """Train a task.
 
@@ -60,6 +63,7 @@ def fit(
             leave anything changed. Its rows go to the log as split "val".
         resume: Go on from the newest sound checkpoint in the run folder, if there is one.
         fingerprints: What must be the same when resuming ("recipe", "data"); kept in checkpoints.
+        hooks: Functions of the caller's that are called on the way, and the optimiser.
 
     Raises:
         UserError: The batch does not divide, the disk or memory is too small, or the run in the
@@ -74,7 +78,7 @@ def fit(
     assert run is not None or not resume, "resuming needs a run folder"
     device = world.device(settings.device)
     with _deterministic(settings.deterministic), _kept_generators(device):
-        whole = _Run(task, settings, world, run, fingerprints or {})
+        whole = _Run(task, settings, world, run, fingerprints or {}, hooks)
         return whole.train(batches, prepare, evaluate, resume)
 
 
@@ -88,8 +92,10 @@ class _Run:
         world: World,
         run: RunFolder | None,
         fingerprints: Mapping[str, str],
+        hooks: Hooks,
     ) -> None:
         self.task = task
+        self.hooks = hooks
         self.settings = settings
         self.world = world
         self.run = run
@@ -98,7 +104,7 @@ class _Run:
         parameters = trainable(task)
         decay = settings.ema
         self.average = None if decay is None else WeightAverage(parameters, decay)
-        self.optimiser = optimiser_of(task, settings)
+        self.optimiser = optimiser_of(task, settings, hooks.optimiser)
         self.storage = Storage(
             task,
             self.optimiser,
@@ -106,7 +112,7 @@ class _Run:
             world,
             run,
             keep=settings.keep,
-            fingerprints=fingerprints,
+            fingerprints={**fingerprints, OPTIMISER: type(self.optimiser).__name__},
             accepted=settings.accept_changed | settings.earlier,
         )
         self.step = 0
@@ -154,6 +160,7 @@ class _Run:
             self._fail,
             step=self.step,
             evaluated=self.evaluated,
+            on_row=self.hooks.on_row,
         )
 
     def _fail(self, record: StepRecord, row: dict[str, Any]) -> Diverged:
@@ -180,6 +187,8 @@ class _Run:
         while not self.finished:
             record = self._step(make_step, iterator)
             self.step += 1
+            if self.hooks.after_step is not None:
+                self.hooks.after_step(self.task, self.step)
             look = not make_step.deferred or self.step % self.settings.log_every == 0
             self.recorder.add(record, read=look)
             if self.step == self.settings.total_steps:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from beit.randomness import step_seed, step_uniform
 
@@ -117,6 +118,26 @@ class Evaluation(NamedTuple):
     warning: str | None = None
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What of the caller's own goes into a run; an error in it ends the run as it is.
+
+    Attributes:
+        on_row: Called on the first rank with each row of metrics once it is logged ("split" tells
+            steps, "train", from evaluations, "val"). Where a run was killed and goes on, rows after
+            its last checkpoint come again.
+        after_step: Called on every rank after each step with the task and the step's number, from
+            1, before anything is measured or saved.
+        optimiser: Makes the optimiser from groups, dicts with "params", "names", "weight_decay" and
+            "scale", which it has to keep; None makes AdamW. The rate is set before each step.
+    """
+
+    on_row: Callable[[dict[str, Any]], object] | None = None
+    after_step: Callable[[nn.Module, int], object] | None = None
+    optimiser: Callable[[list[dict[str, Any]]], Optimizer] | None = None
+
+
+NO_HOOKS = Hooks()
 Batches = Callable[[int], Iterator[Any]]  # samples_seen -> this rank's micro-batches, endless
 Prepare = Callable[[Any], Any]  # a batch on the device -> the batch as the task wants it
 Evaluate = Callable[[nn.Module, int], Evaluation]  # (the averaged or plain task, step)

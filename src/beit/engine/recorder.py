@@ -28,8 +28,10 @@ class Recorder:
         *,
         step: int,
         evaluated: int,
+        on_row: Callable[[Row], object] | None = None,
     ) -> None:
-        """Open the logs of a run that has made `step` steps."""
+        """Open the logs of a run that has made `step` steps; `on_row` is told on the first rank."""
+        self._on_row = on_row if world.main else None
         self._settings = settings
         self._device = world.device(settings.device)
         self._on_failure = on_failure
@@ -107,6 +109,9 @@ class Recorder:
     def _write(self, rows: list[Row]) -> None:
         for log in self._logs:
             log.write(rows)
+        if self._on_row is not None:
+            for row in rows:
+                self._on_row(dict(row))
 
     def _memory(self) -> int | None:
         if self._device.type != "cuda":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-Schedule = Literal["cosine", "linear"]
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 def warmup_cosine(
@@ -37,6 +37,14 @@ def warmup_linear(
     return minimum + (peak - minimum) * (1.0 - _share_done(step, total_steps, warmup_steps))
 
 
+def warmup_constant(
+    step: int, *, total_steps: int, warmup_steps: int, peak: float, minimum: float
+) -> float:
+    """As `warmup_cosine`, but staying at the peak; the minimum is not reached."""
+    del total_steps, minimum
+    return peak * min(1.0, step / warmup_steps) if warmup_steps else peak
+
+
 def _share_done(step: int, total_steps: int, warmup_steps: int) -> float:
     length = total_steps - warmup_steps
     return 1.0 if length <= 0 else min(1.0, (step - warmup_steps) / length)
@@ -45,4 +53,5 @@ def _share_done(step: int, total_steps: int, warmup_steps: int) -> float:
 SCHEDULES: dict[Schedule, Callable[..., float]] = {
     "cosine": warmup_cosine,
     "linear": warmup_linear,
+    "constant": warmup_constant,
 }

@@ -11,7 +11,12 @@ from torch.optim import Optimizer
 
 from beit.engine.checkpoints import Snapshot
 from beit.engine.ema import WeightAverage
-from beit.engine.optimiser import optimiser_state, restore_optimiser, trainable
+from beit.engine.optimiser import (
+    group_numbers,
+    optimiser_state,
+    restore_optimiser,
+    trainable,
+)
 
 
 def model_tensors(task: nn.Module) -> dict[str, Tensor]:
@@ -52,7 +57,8 @@ def take_snapshot(
     tensors = {"model": model_tensors(task), "optimiser": optimiser_state(optimiser)}
     if average is not None:
         tensors["average"] = dict(average.tensors)
-    return Snapshot(step, tensors, {**state, "versions": versions()})
+    groups = {"groups": numbers} if (numbers := group_numbers(optimiser)) else {}
+    return Snapshot(step, tensors, {**state, **groups, "versions": versions()})
 
 
 def restore(
@@ -61,6 +67,9 @@ def restore(
     """Put a snapshot back into the run's objects."""
     restore_model(task, snapshot.tensors["model"])
     restore_optimiser(optimiser, snapshot.tensors["optimiser"])
+    groups = snapshot.state.get("groups", [])
+    for group, numbers in zip(optimiser.param_groups, groups, strict=bool(groups)):
+        group.update(numbers)
     if average is not None:
         if "average" not in snapshot.tensors:
             raise ValueError("the checkpoint has no averaged weights")

@@ -75,7 +75,9 @@ class TrainingStep:
         self._model = _parallel(task, world)
         self._stopped = torch.zeros((), device=device)
         self._last: tuple[Any, StepContext] | None = None  # a micro-batch of the last step
-        self.deferred = device.type == "cuda"
+        # Fused optimisers read the flag; others would apply a step that is not finite.
+        heeds = getattr(optimiser, "_step_supports_amp_scaling", False)
+        self.deferred = device.type == "cuda" and bool(heeds)
 
     def __call__(self, done: int, batches: Iterator[Any]) -> StepRecord:
         """Make the step after `done` steps and return its record; a bad one is not applied."""

@@ -22,6 +22,8 @@ from beit.engine.step import StepRecord
 from beit.errors import UserError
 
 _Result = TypeVar("_Result")
+OPTIMISER = "optimiser"  # among the fingerprints
+_AT_FIRST = {OPTIMISER: "AdamW"}  # of checkpoints that do not say
 
 
 class Storage:
@@ -136,11 +138,11 @@ class Storage:
     def _require_same(self, loaded: Loaded) -> None:
         before = loaded.snapshot.state["fingerprints"]
         for name, value in self._fingerprints.items():
-            found = before.get(name, value)
+            found = before.get(name, _AT_FIRST.get(name, value))
             if found != value and not {name, found} & self._accepted:
                 raise UserError(
                     f"the {name} is not the one that {loaded.path} was made with "
-                    f"({before[name]} then, {value} now): go on with that, or choose another --out"
+                    f"({found} then, {value} now): go on with that, or choose another --out"
                 )
 
     def _on_main(self, action: Callable[[], _Result]) -> _Result | None:

@@ -30,7 +30,7 @@ from beit.data.sources import Data, Source, open_parts
 from beit.data.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.fit import fit
-from beit.engine.protocol import Batches, Evaluate
+from beit.engine.protocol import NO_HOOKS, Batches, Evaluate, Hooks
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, promise_repeatable_products
 from beit.errors import UserError
@@ -60,6 +60,7 @@ class RunRequest:
     resume: bool = False
     accept_changed_data: bool = False
     device: str | None = None
+    hooks: Hooks = NO_HOOKS
 
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> "RunRequest":
@@ -126,6 +127,7 @@ class Stage:
             evaluate=evaluate if len(self.validation) else None,
             resume=self.request.resume,
             fingerprints={"recipe": recipe_fingerprint(recipe), "data": self.train.fingerprint},
+            hooks=self.request.hooks,
         )
         self.record()  # a run that was at its end has asked for none
         return result

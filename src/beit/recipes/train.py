@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from beit.batch import ImageBatch
 from beit.data.sources import open_parts
 from beit.engine.distribution import process_group
-from beit.engine.protocol import Evaluation
+from beit.engine.protocol import NO_HOOKS, Evaluation
 from beit.errors import UserError
 from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
@@ -271,7 +271,8 @@ def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None
     if given is None:
         # Rank 0 decides: another one may look when the answer has changed already.
         if stage.world.tell("" if _is_there(own) else "train it"):
-            request, sources = replace(stage.request, out=own), (stage.train, stage.validation)
+            request = replace(stage.request, out=own, hooks=NO_HOOKS)
+            sources = stage.train, stage.validation
             where = stage.world, stage.device, sources
             with open_stage(recipe.tokenizer, request, *where) as first:
                 _train_tokenizer(recipe.tokenizer, first)
