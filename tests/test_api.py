@@ -37,6 +37,22 @@ def test_an_encoder_from_the_api_encodes() -> None:
     assert encoder(torch.zeros(2, 3, 16, 32)).tokens.shape == (2, 1 + 4 * 4, 64)
 
 
+def test_an_encoder_is_square_by_one_number_and_takes_its_other_fields() -> None:
+    encoder = beit.encoder("digits", image_size=32, patch_size=8, depth=2, drop_path=0.1)
+    assert encoder.config.image_size == (32, 32) and encoder.config.grid == (4, 4)
+    assert len(encoder.blocks) == 2 and encoder.config.drop_path == 0.1
+    with pytest.raises(UserError, match="dept"):
+        beit.encoder("digits", dept=2)
+
+
+def test_recipes_of_every_task_are_had_by_name() -> None:
+    assert beit.recipe("cifar100", task="classify").optim.weight_decay == 0.3
+    wanted = beit.recipe("tiny", {"decoder.kind": "upernet"}, task="segment")
+    assert wanted.decoder.kind == "upernet"
+    with pytest.raises(UserError, match="cifar100 is a recipe of classify"):
+        beit.recipe("cifar100")
+
+
 def test_recipes_change_by_dotted_name() -> None:
     assert beit.recipe("tiny", {"optim.lr": 3e-4}).optim.lr == 3e-4
     with pytest.raises(UserError, match="optim.lr"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 from torch.optim import Optimizer
@@ -56,30 +56,62 @@ AfterStep = Callable[[nn.Module, int], object]
 MakeOptimiser = Callable[[list[dict[str, Any]]], Optimizer]
 
 
-def recipe(name: str, changes: Mapping[str, Any] | None = None) -> PretrainRecipe:
+@overload
+def recipe(
+    name: str, changes: Mapping[str, Any] | None = None, task: Literal["pretrain"] = "pretrain"
+) -> PretrainRecipe: ...
+
+
+@overload
+def recipe(
+    name: str, changes: Mapping[str, Any] | None = None, *, task: Literal["classify"]
+) -> ClassifyRecipe: ...
+
+
+@overload
+def recipe(
+    name: str, changes: Mapping[str, Any] | None = None, *, task: Literal["segment"]
+) -> SegmentRecipe: ...
+
+
+def recipe(
+    name: str, changes: Mapping[str, Any] | None = None, task: Task = "pretrain"
+) -> PretrainRecipe | ClassifyRecipe | SegmentRecipe:
     """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
 
     A group's fields may stand together, and its others stay: `{"encoder": {"depth": 3}}`.
-    Its `tokenizer` field is the recipe of the tokenizer.
+    The `tokenizer` field of a pre-training is the recipe of the tokenizer.
 
     Raises:
         UserError: There is no such recipe or field, or a value is impossible.
     """
-    return replace(pretrain_recipe(name), changes or {})
+    return replace(recipe_named(name, task)[1], changes or {})
 
 
 def encoder(
     size: SizeName = "base",
     preset: PresetName = "paper",
-    image_size: tuple[int, int] = (224, 224),
-    patch_size: tuple[int, int] = (16, 16),
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    **explicit: Any,
 ) -> Encoder:
     """A freshly initialised encoder: (B, 3, H, W) normalised floats to (B, 1 + N, D) tokens.
 
     The final LayerNorm belongs to the heads. Normalisation is ImageNet's
     (`beit.data.augment.normalise`). For a pre-trained encoder take `load(path).encoder`.
+
+    Args:
+        size: Width, depth and heads, by the name of a recipe.
+        preset: "paper" or "plus": how positions are known, LayerScale.
+        image_size: Pixels, or (height, width).
+        patch_size: Likewise.
+        explicit: Any other field of `beit.nn.encoder.EncoderConfig`, such as depth=6.
+
+    Raises:
+        UserError: An unknown name or an impossible value.
     """
-    return Encoder(encoder_config(size, preset, image_size, patch_size))
+    sides = ((s, s) if isinstance(s, int) else s for s in (image_size, patch_size))
+    return Encoder(encoder_config(size, preset, *sides, **explicit))
 
 
 def train_tokenizer(

@@ -106,6 +106,22 @@ def test_a_field_that_would_lose_is_heard(loser: str, value: float, winner: str)
     assert replace(recipe, {winner: 7}) != replace(both, {winner: None})
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("32", (32, 32)), ("32x48", (32, 48)), ("32,48", (32, 48)), ("[32,48]", (32, 48))],
+)
+def test_sizes_as_people_write_them(text: str, size: tuple[int, int]) -> None:
+    changed = apply_overrides(RECIPE, ["--encoder.image_size", text], ())
+    assert changed.encoder.image_size == size
+    assert changed == apply_overrides(RECIPE, ["--encoder.image_size", json.dumps(size)], ())
+
+
+@pytest.mark.parametrize("text", ["[32]", "[32,32,3]", "32x", "x32", "32x48x3", "true", "3.5"])
+def test_sizes_that_are_none_are_refused_with_the_way(text: str) -> None:
+    with pytest.raises(UserError, match="image_size cannot be .*"):
+        apply_overrides(RECIPE, ["--encoder.image_size", text], ())
+
+
 def test_a_recipe_is_a_value() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         RECIPE.optim.lr = 1.0  # type: ignore[misc]

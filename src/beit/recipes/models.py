@@ -5,10 +5,12 @@ field's description is its documentation: `beit recipes show NAME` prints it.
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -32,7 +34,21 @@ LARGEST_FACTOR = 1e4  # rates and weights of losses
 COLDEST = 1e-3  # of a softmax
 MOST_STRETCHED = 1e3  # width / height of a crop, or the inverse
 Length = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
-Size = tuple[Length, Length]  # (height, width)
+_PAIR = re.compile(r"\s*(\d{1,9})\s*[x×,]\s*(\d{1,9})\s*")
+
+
+def _pair(value: Any) -> Any:
+    """Both sides of a square by one number, or sides as people write them: 32x48, 32,48."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if isinstance(value, str) and (match := _PAIR.fullmatch(value)):
+        return int(match[1]), int(match[2])
+    if value is not None and not (isinstance(value, (list, tuple)) and len(value) == 2):
+        raise ValueError("give one number for a square, or two: 224, 224x320 or '[224, 320]'")
+    return value
+
+
+Size = Annotated[tuple[Length, Length], BeforeValidator(_pair)]  # (height, width)
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 

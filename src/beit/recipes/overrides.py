@@ -177,7 +177,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         argument = waiting.pop(0)
         if not argument.startswith("--"):
             raise UserError(
-                f"unexpected argument {argument!r}; recipe fields are set as --dotted.name value"
+                f"unexpected argument {argument!r}; recipe fields are set as --dotted.name value, "
+                "several numbers as one word: 32x48 or '[0.5, 1]'"
             )
         name, equals, value = argument[2:].partition("=")
         said: str | None = value
@@ -212,7 +213,7 @@ def _sentence(error: ValidationError) -> str:
     if not place:
         return message
     if first["type"] in ("tuple_type", "list_type"):
-        message = "give a list, such as '[224, 224]' or '[0.5, 1]'"
+        message = "give a list, such as '[224, 320]' or '[0.5, 1]'"
     return f"{place} cannot be {_shown(first.get('input'))}: {message}"
 
 
