@@ -32,6 +32,7 @@ from beit.recipes.reporting import write_report
 from beit.recipes.segment import segment as _segment
 from beit.recipes.stage import RunRequest
 from beit.tokenizer.dvae import DiscreteVAE
+from beit.tokenizer.protocol import Tokenizer
 
 __all__ = [
     "classify",
@@ -149,7 +150,7 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
     data: GivenData,
     out: str | Path,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     bank: str | Path | None = None,
     init: str | Path = "none",
     resume: bool = False,
@@ -165,7 +166,9 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
         data: A folder of pictures, or any other source the command line takes; or an object: see
             `pictures`.
         out: The run folder.
-        tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`.
+        tokenizer: The run folder of a trained tokenizer, DALL-E's `encoder.pkl`, or an object such
+            as `beit.tokenizer.protocol.Tokenizer` describes. Such a one is frozen, must be handed
+            over again to resume, and is known by `fingerprint` or by its weights.
         bank: A token bank; it brings its tokenizer.
         init: A model to go on from, with its tokenizer if that lies beside it; "none" for fresh
             weights.

@@ -11,13 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 import beit
 from beit import masking
 from beit.data.sources import as_data
 from beit.errors import UserError
 from beit.files import sha256_of
+from beit.recipes.saved_models import load_masked_image_model
+from beit.recipes.tokenizers import load_tokenizer
 from beit.tasks.pretrain import PretrainTask
 from recipes.recipe_runs import PRETRAIN, rows_of
 
@@ -242,3 +245,78 @@ def test_an_optimiser_of_ones_own_is_gone_on_with(tmp_path: Path) -> None:
         ends.append(sha256_of(out / "model.safetensors"))
         assert [row["lr"] for row in rows_of(out)][1:] == [recipe.optim.scaled_lr] * 3
     assert ends[0] == ends[1]
+
+
+class Levels(nn.Module):
+    """A code for each patch of a view of 16 x 16 by its brightness."""
+
+    image_size, grid = (16, 16), (4, 4)
+    bounds: Tensor
+
+    def __init__(self, levels: int = 5) -> None:
+        super().__init__()
+        self.register_buffer("bounds", torch.linspace(0, 1, levels + 1)[1:-1])
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.bounds) + 1
+
+    def codes(self, images: Tensor) -> Tensor:
+        return torch.bucketize(avg_pool2d(images.mean(1), 4), self.bounds)
+
+
+def test_a_tokenizer_of_ones_own_is_predicted_measured_and_resumed(tmp_path: Path) -> None:
+    recipe, run = beit.recipe("digits", PRETRAIN), tmp_path / "run"
+    found = beit.pretrain(recipe, "digits", run, tokenizer=Levels())
+    assert found["validation"].keys() >= {"accuracy", "neighbour_copy_accuracy", "bits_saved"}
+    assert load_masked_image_model(run).head.output.out_features == 5
+    beit.pretrain(recipe, "digits", run, tokenizer=Levels(), resume=True)
+    for other in (None, Levels(6), tmp_path / "elsewhere"):
+        with pytest.raises(UserError, match="made with the tokenizer Levels, handed over"):
+            beit.pretrain(recipe, "digits", run, tokenizer=other, resume=True)
+    page = beit.write_report(run).read_text()
+    assert "Where it looks" in page and "What the model fills in" not in page
+    beit.pretrain(recipe, "digits", tmp_path / "on", tokenizer=Levels(), init=run)
+    initial = json.loads((tmp_path / "on" / "initial.json").read_text())
+    assert not initial["not_used"]  # the head goes on, too
+
+
+def test_a_loaded_tokenizer_may_be_handed_over(tmp_path: Path) -> None:
+    recipe = beit.recipe("digits", PRETRAIN)
+    beit.train_tokenizer(recipe.tokenizer, "digits", tmp_path / "tokenizer")
+    ends = []
+    folder = tmp_path / "tokenizer"
+    for name, given in (("path", folder), ("loaded", load_tokenizer(folder))):
+        beit.pretrain(recipe, "digits", tmp_path / name, tokenizer=given)
+        ends.append(sha256_of(tmp_path / name / "model.safetensors"))
+    assert ends[0] == ends[1]
+    with pytest.raises(UserError, match="made with another tokenizer than Levels"):
+        beit.pretrain(recipe, "digits", tmp_path / "path", tokenizer=Levels(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"codes": lambda images: torch.zeros(2, 4, 4)}, "are torch.float32 of shape .2, 4, 4."),
+        ({"codes": lambda images: torch.full((2, 4, 4), 5)}, "from 0 to 4"),
+        ({"grid": (8, 8)}, "gives 8 x 8 codes and the encoder has 4 x 4 patches"),
+        ({"grid": 4}, "grid of the tokenizer Levels is 4"),
+        ({"bounds": None}, "no weights to be known by"),
+    ],
+)
+def test_what_is_no_tokenizer_is_told_why(
+    changes: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    tokenizer = Levels()
+    if "bounds" in changes:
+        tokenizer = type("Bare", (), dict.fromkeys(("vocabulary", "codes"), 5))()
+        changes = {"image_size": (16, 16), "grid": (4, 4)}
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    with pytest.raises(UserError, match=complaint):
+        beit.pretrain(
+            beit.recipe("digits", PRETRAIN), "digits", tmp_path / "run", tokenizer=tokenizer
+        )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="object is no tokenizer .it has no vocabulary"):
+        beit.pretrain("digits", "digits", tmp_path / "run", tokenizer=object())  # type: ignore[arg-type]

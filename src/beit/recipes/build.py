@@ -39,6 +39,7 @@ from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
 from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.presets import PRESETS
+from beit.tokenizer.protocol import Tokenizer
 from beit.tokenizer.reading import Precision as TokenPrecision
 from beit.tokenizer.reading import TokenReader
 
@@ -175,13 +176,15 @@ def masked_image_model(recipe: PretrainRecipe, vocabulary: int) -> MaskedImageMo
     return MaskedImageModel(Encoder(config), MaskedTokenHead(config.width, vocabulary))
 
 
-def pretrain_task(recipe: PretrainRecipe, tokenizer: DiscreteVAE | None) -> PretrainTask:
+def pretrain_task(recipe: PretrainRecipe, tokenizer: Tokenizer | None) -> PretrainTask:
     """The model of a recipe and its target; the tokenizer is frozen and may be shared."""
     if recipe.objective.target == "pixels":
         target: Pixels | VisualTokens = Pixels(recipe.encoder.patch_size)
         return PretrainTask(masked_image_model(recipe, 0), target)
     assert tokenizer is not None, "visual tokens need a tokenizer"
     model = masked_image_model(recipe, tokenizer.vocabulary)
+    if not isinstance(tokenizer, DiscreteVAE):
+        return PretrainTask(model, VisualTokens(tokenizer))
     tokens = VisualTokens(token_reader(recipe, tokenizer), listed_only=recipe.tokens.listed_only)
     return PretrainTask(model, tokens)
 

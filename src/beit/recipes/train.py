@@ -29,6 +29,13 @@ from beit.recipes.build import (
 from beit.recipes.continued import put_into, tokenizer_beside
 from beit.recipes.initial import NOTHING, Start, go_on_from, require_same_start
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
+from beit.recipes.own_tokenizer import (
+    OwnTokenizer,
+    RunTokenizer,
+    fingerprint_of,
+    refuse_other_own,
+    view_size,
+)
 from beit.recipes.saved_models import save_masked_image_model
 from beit.recipes.stage import RunRequest, Stage, open_stage
 from beit.recipes.token_precision import with_token_precision
@@ -39,6 +46,7 @@ from beit.tasks.tokenize import TokenizeTask
 from beit.tokenizer import storage
 from beit.tokenizer.bank import TOKENIZER, TokenBank
 from beit.tokenizer.dvae import DiscreteVAE
+from beit.tokenizer.protocol import Tokenizer
 
 EVALUATION_BATCH = 100
 
@@ -113,7 +121,7 @@ def token_views(batches: Iterator[ImageBatch]) -> Iterator[Tensor]:
 def pretrain(
     recipe: PretrainRecipe,
     request: RunRequest,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     bank: str | Path | None = None,
     init: str = NOTHING,
 ) -> dict[str, Any]:
@@ -122,8 +130,9 @@ def pretrain(
     Args:
         recipe: What to train; its `tokenizer` field is stage 1.
         request: Where from, where to, and how.
-        tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`; without it the
-            recipe's tokenizer is trained first, into the folder `tokenizer` of the run.
+        tokenizer: The run folder of a trained tokenizer, DALL-E's `encoder.pkl`, or any object that
+            is a tokenizer; without it the recipe's tokenizer is trained first, into the folder
+            `tokenizer` of the run.
         bank: A token bank (`beit bank`) to take the codes from; it brings its tokenizer.
         init: What to go on from: a run, a model folder or a weight file; "none" draws the weights.
             The tokenizer of such a run is taken along when no other is given.
@@ -133,6 +142,9 @@ def pretrain(
         require_same_start(request.out, init)
         start = None if init == NOTHING else go_on_from(recipe.encoder, init)
         codes, sources = None, None
+        own = _own(recipe, tokenizer, bank)
+        refuse_other_own(request.out, own)
+        own = None if own is None else own.on(device)
         if bank is not None:
             codes = TokenBank(Path(bank))
             tokenizer = tokenizer or codes.folder / TOKENIZER
@@ -140,10 +152,10 @@ def pretrain(
         recipe = with_token_precision(recipe, device, request.out, codes)
         if start is not None and recipe.objective.target == "tokens":
             tokenizer = tokenizer or tokenizer_beside(init)
-        given = None
-        if tokenizer is not None:
-            given = _given_tokenizer(recipe, Path(tokenizer), request.out)
-        if codes is not None and given is not None:
+        given: RunTokenizer | None = own
+        if own is None and tokenizer is not None:
+            given = _given_tokenizer(recipe, tokenizer, request.out)
+        if codes is not None and isinstance(given, DiscreteVAE):
             sources = open_parts(request.data, rescan=True)
             refuse_other_bank(recipe, codes, given, sources[0], world)
         with open_stage(recipe, request, world, device, sources) as stage:
@@ -154,7 +166,7 @@ def pretrain(
             vae = _tokenizer_of(stage, given)
             task = pretrain_task(recipe, vae)
             if start is not None:
-                put_into(task.model, start, "" if vae is None else storage.fingerprint(vae))
+                put_into(task.model, start, "" if vae is None else fingerprint_of(vae))
                 _tell(start, stage)
             return _pretrain(recipe, stage, task, vae, codes)
 
@@ -169,23 +181,23 @@ def _pretrain(
     recipe: PretrainRecipe,
     stage: Stage,
     task: PretrainTask,
-    vae: DiscreteVAE | None,
+    vae: RunTokenizer | None,
     codes: TokenBank | None,
 ) -> dict[str, Any]:
     grid = encoder_config_of(recipe.encoder).grid
     # With codes at hand nobody looks at the tokenizer's view.
-    token_view = None if vae is None or codes is not None else vae.config.view_size(grid)
+    token_view = None if vae is None or codes is not None else view_size(vae, grid)
     views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
     masks = mask_plan(recipe)
     evaluate = None if vae is None else PredictionWatch(stage, vae)
-    if vae is not None and stage.world.main:
+    if isinstance(vae, DiscreteVAE) and stage.world.main:
         compare_codes(recipe, vae, stage.train, stage.device, codes)
     result = stage.fit(task, stage.views(views, masks, codes), evaluate)
     if not stage.world.main:
         return {}
     facts = {"recipe": recipe.name}
     if vae is not None:
-        facts["tokenizer"] = storage.fingerprint(vae)
+        facts["tokenizer"] = fingerprint_of(vae)
     take_average(task, result.average)
     save_masked_image_model(stage.run.path, task.model, facts)
     return stage.finish(result, {})
@@ -198,7 +210,7 @@ class PredictionWatch:
     visible patch is always right at a visible one. Where nothing is masked, all places count.
     """
 
-    def __init__(self, stage: Stage, tokenizer: DiscreteVAE) -> None:
+    def __init__(self, stage: Stage, tokenizer: RunTokenizer) -> None:
         assert isinstance(stage.recipe, PretrainRecipe)
         self.stage, self.recipe, self.tokenizer = stage, stage.recipe, tokenizer
 
@@ -209,7 +221,7 @@ class PredictionWatch:
         views = view_settings(
             self.recipe.views,
             patch_view=self.recipe.encoder.image_size,
-            token_view=self.tokenizer.config.view_size(grid),
+            token_view=view_size(self.tokenizer, grid),
             random=False,
         )
         masks = replace(mask_plan(self.recipe), recover="masked")
@@ -218,7 +230,7 @@ class PredictionWatch:
 
 
 def masked_prediction(
-    model: MaskedImageModel, tokenizer: DiscreteVAE, batches: Iterator[ImageBatch]
+    model: MaskedImageModel, tokenizer: Tokenizer, batches: Iterator[ImageBatch]
 ) -> dict[str, float]:
     """Measure a model's masked prediction, and the baselines, over prepared batches."""
     target = VisualTokens(tokenizer)
@@ -246,11 +258,26 @@ def take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:
                 parameter.copy_(average[name])
 
 
-def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> DiscreteVAE:
+def _own(recipe: PretrainRecipe, tokenizer: object, bank: object) -> OwnTokenizer | None:
+    """A tokenizer that is an object, and none of ours; where it has no use it is refused."""
+    if tokenizer is None or isinstance(tokenizer, (str, Path, DiscreteVAE)):
+        return None
+    own = OwnTokenizer(tokenizer)
+    if bank is not None:
+        raise UserError(f"the bank {bank} brings its tokenizer: leave {own.kind} out, or the bank")
+    if recipe.objective.target == "pixels":
+        raise UserError(f"the tokenizer {own.kind} has no use: objective.target is pixels")
+    own.require_grid(encoder_config_of(recipe.encoder).grid)
+    return own
+
+
+def _given_tokenizer(recipe: PretrainRecipe, given: object, out: Path) -> DiscreteVAE:
     """Load the tokenizer that was asked for, while nothing has been made yet."""
+    folder = "that was given" if isinstance(given, DiscreteVAE) else given
     if recipe.objective.target == "pixels":
         raise UserError(f"--tokenizer {folder} has no use: objective.target is pixels")
-    tokenizer, own = load_tokenizer(folder), out / "tokenizer"
+    tokenizer = given if isinstance(given, DiscreteVAE) else load_tokenizer(Path(str(given)))
+    own = out / "tokenizer"
     if (own / "config.json").is_file():
         if storage.fingerprint(load_tokenizer(own)) != storage.fingerprint(tokenizer):
             raise UserError(
@@ -262,12 +289,16 @@ def _given_tokenizer(recipe: PretrainRecipe, folder: Path, out: Path) -> Discret
     return tokenizer
 
 
-def _tokenizer_of(stage: Stage, given: DiscreteVAE | None) -> DiscreteVAE | None:
+def _tokenizer_of(stage: Stage, given: RunTokenizer | None) -> RunTokenizer | None:
     """The frozen tokenizer of a pre-training run, trained first when none is given."""
     recipe, own = stage.recipe, stage.run.path / "tokenizer"
     assert isinstance(recipe, PretrainRecipe)
     if recipe.objective.target == "pixels":
         return None
+    if isinstance(given, OwnTokenizer):
+        if stage.world.main:
+            given.note(own)
+        return given
     if given is None:
         # Rank 0 decides: another one may look when the answer has changed already.
         if stage.world.tell("" if _is_there(own) else "train it"):

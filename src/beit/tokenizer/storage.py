@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
+from torch import Tensor
 
 from beit.errors import UserError
 from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
@@ -24,11 +26,16 @@ CONFIG_FILE = "config.json"
 def fingerprint(model: DiscreteVAE) -> str:
     """A sha256 over configuration and weights: equal fingerprints give equal codes."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    add_weights(digest, model.state_dict())
+    return digest.hexdigest()
+
+
+def add_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
+    """Hash named tensors."""
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save(model: DiscreteVAE, folder: Path) -> None:
