@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from beit.batch import ColourDraws, ImageBatch, Masks
+from beit.errors import UserError
+from beit.masking import place_list
 
 
 def _batch() -> ImageBatch:
@@ -49,3 +52,19 @@ def test_a_pinned_batch_is_pinned_whole() -> None:
     draws = ColourDraws(one > 0, one, one, one, order)
     pinned = ImageBatch(torch.zeros(2), torch.zeros(2), colour=draws).pin_memory()
     assert pinned.colour is not None and pinned.colour.order.is_pinned()
+
+
+@pytest.mark.parametrize("room", [None, 12, 20])
+def test_masks_from_a_grid_list_what_it_shows(room: int | None) -> None:
+    grid = np.random.default_rng(0).random((6, 4, 5)) < 0.4
+    masks = Masks.from_grid(torch.from_numpy(grid), room)
+    index, weight = place_list(grid, room or int(grid.sum((1, 2)).max()))
+    assert masks.index.tolist() == index.tolist() and masks.weight.tolist() == weight.tolist()
+    assert masks.grid.tolist() == grid.tolist() and masks.weight.dtype == torch.float32
+
+
+def test_what_is_no_grid_of_masks_is_told() -> None:
+    full = torch.ones(2, 3, 3, dtype=torch.bool)
+    for grid, room in ((full.float(), None), (full[0], None), (full, 8), (full, 10)):
+        with pytest.raises(UserError):
+            Masks.from_grid(grid, room)

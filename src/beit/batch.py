@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from beit.errors import UserError
+
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per colour; encoders are fed (x - mean) / std
 PIXEL_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # in a target: the pixel counts for nothing, be it unlabelled or outside the picture
@@ -52,6 +54,34 @@ class Masks(Travels):
     grid: Tensor  # (B, h, w) bool, True = masked
     index: Tensor  # (B, M) int64, row-major patch index; padding points at patch 0
     weight: Tensor  # (B, M) float32, 1 at masked places, 0 at padding
+
+    @classmethod
+    def from_grid(cls, grid: Tensor, capacity: int | None = None) -> Masks:
+        """The masks that a grid shows, with their places listed in row-major order.
+
+        Args:
+            grid: (B, h, w) bool, True = masked.
+            capacity: M; by default what the fullest mask needs, for which the device is asked.
+
+        Raises:
+            UserError: The grid is no such tensor, or a mask has more places.
+        """
+        if grid.dim() != 3 or grid.dtype != torch.bool:
+            raise UserError(
+                f"masks are made from a grid (B, h, w) of torch.bool, not {grid.dtype} of shape "
+                f"{tuple(grid.shape)}"
+            )
+        flat = grid.flatten(1)
+        most = int(flat.sum(1).max()) if len(flat) else 0
+        room = most if capacity is None else capacity
+        if not most <= room <= flat.shape[1]:
+            raise UserError(
+                f"a list of {room} places does not fit masks of up to {most} of {flat.shape[1]} "
+                "patches"
+            )
+        order = flat.byte().argsort(dim=1, descending=True, stable=True)[:, :room]
+        listed = flat.gather(1, order)
+        return cls(grid, torch.where(listed, order, 0), listed.float())
 
     def gather(self, values: Tensor) -> Tensor:
         """Read (B, N, ...) values at the listed places: (B, M, ...)."""
