@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from beit.engine.distribution import World
 from beit.engine.logging import MetricsLog, Progress, TensorBoardLog, encode_row
+from beit.engine.recorder import Recorder
 from beit.files import atomic_write_text
 from engine.engine_toy import SETTINGS, rows_of, run_toy
 
@@ -178,3 +180,22 @@ def test_a_folder_that_tensorboard_may_not_write_to_is_refused_at_once(
     with pytest.raises(PermissionError) as refused:
         TensorBoardLog(tmp_path / "tensorboard", step=0)
     assert refused.value.filename == str(tmp_path / "tensorboard")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_are_told_on_the_first_rank_alone(rank: int) -> None:
+    told: list[dict[str, object]] = []
+    recorder = Recorder(
+        SETTINGS,
+        World(rank, 2),
+        None,
+        lambda record, row: Exception(),
+        step=0,
+        evaluated=0,
+        on_row=told.append,
+    )
+    recorder.add_validation(5, {"accuracy": 0.5})
+    recorder.close()
+    assert [(row["step"], row["split"], row["accuracy"]) for row in told] == [(5, "val", 0.5)] * (
+        rank == 0
+    )

@@ -1,6 +1,7 @@
 """Runs with parts of one's own, handed in from Python."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_a_source_of_ones_own_is_trained_on_and_resumed(tmp_path: Path) -> None:
     assert "handed over from Python, as squares" in beit.write_report(tmp_path / "run").read_text()
     page = beit.write_report(tmp_path / "run", PAIR).read_text()
     assert "Where it looks" in page and "handed over" not in page
+
+
+def test_what_no_loader_can_be_sent_is_told(tmp_path: Path) -> None:
+    class Local(Squares):
+        pass
+
+    forked = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        with pytest.raises(UserError, match="squares cannot be sent to a loader's process"):
+            recipe = beit.recipe("digits", PIXELS | {"data.workers": 1})
+            beit.pretrain(recipe, (Local(40), Squares(12)), tmp_path / "run")
+    finally:
+        multiprocessing.set_start_method(forked, force=True)
 
 
 def test_an_array_is_classified_evaluated_probed_and_planned(tmp_path: Path) -> None:

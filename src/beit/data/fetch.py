@@ -3,9 +3,11 @@
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import PicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from beit.data.decode import decode_pixels, pixels_of
 from beit.data.sources import HasBytes, Source
 from beit.data.watch import Breadcrumbs, LoaderError
+from beit.errors import UserError
 
 _Item = TypeVar("_Item")
 _LOOK_EVERY = 1.0  # seconds
@@ -90,7 +93,7 @@ def fetch(
         generator=torch.Generator(),  # or the loader would take a number from torch's own
         worker_init_fn=reader.start_worker,
     )
-    iterator = _quiet_iterator(loader)
+    iterator = _started(loader, reader)
     while True:
         try:
             item = _next(iterator, reader, how)
@@ -132,6 +135,21 @@ def _is_torchs(error: Exception, how: Fetching) -> bool:
     text = str(error)
     broken = isinstance(error, (OSError, EOFError)) and not text.startswith("Caught ")
     return how.workers > 0 and (broken or text.startswith("DataLoader "))
+
+
+def _started(loader: "DataLoader[_Item]", reader: WatchedReader) -> "Iterator[_Item]":
+    """Start the workers; what cannot be sent to one that is not forked is the user's own."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")
+            return _quiet_iterator(loader)
+    except (PicklingError, AttributeError, TypeError) as error:
+        if "pickle" not in str(error):
+            raise
+        raise UserError(
+            f"{reader.source.name} cannot be sent to a loader's process ({error}): define its "
+            "class, and a masking of your own, at the top of a file, or set data.workers 0"
+        ) from error
 
 
 def _quiet_iterator(loader: "DataLoader[_Item]") -> "Iterator[_Item]":
