@@ -1,12 +1,13 @@
 """Continued pre-training from the command line: what it goes on from, keeps, and refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from beit.files import sha256_of
 from beit.nn.masked_image_model import MaskedImageModel
@@ -130,6 +131,28 @@ def test_a_run_that_began_from_nothing_stays_so(given: Path, tmp_path: Path) -> 
     outcome = beit(*pretraining(out), "--init", given, "--resume")
     assert outcome.status == 2 and "began from none" in outcome.complaint
     assert beit(*pretraining(out), "--resume").status == 0
+
+
+@pytest.mark.parametrize("target", ["pixels", "tokens"])
+def test_a_head_for_something_else_is_refused(given: Path, tmp_path: Path, target: str) -> None:
+    """Of another program: ours save no such model."""
+    model, theirs = load(given), tmp_path / "theirs"
+    shutil.copytree(given, theirs)
+    assert isinstance(model, MaskedImageModel)
+    tensors = {
+        name: value[:7] if name.startswith("head.output") else value
+        for name, value in model.state_dict().items()
+    }
+    save_file(tensors, theirs / "model.safetensors")
+    config = json.loads((given / "config.json").read_text())
+    config["head"] = {"target": target, "outputs": 7}
+    config["tokenizer"] = config["tokenizer"] if target == "tokens" else ""
+    (theirs / "config.json").write_text(json.dumps(config))
+    words = pretraining(tmp_path / "run", objective__target=target)
+    outcome = beit(*words, "--init", theirs)
+    assert outcome.status == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert f"{theirs} has a head with 7 outputs" in outcome.complaint
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

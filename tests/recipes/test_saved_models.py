@@ -2,23 +2,29 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from beit.batch import Masks
 from beit.errors import UserError
 from beit.interop.weight_files import read_metadata, read_tensors
+from beit.nn.attention import Attention
+from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
-from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
+from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.saved_models import (
     load,
     load_masked_image_model,
+    save_classifier,
+    save_encoder,
     save_masked_image_model,
 )
 from beit.tokenizer import storage
@@ -69,6 +75,99 @@ def test_a_tokenizer_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read.codes(images).equal(model.codes(images))
     with pytest.raises(UserError, match="holds a tokenizer; a pre-trained model is wanted"):
         load_masked_image_model(tmp_path)
+
+
+class Turned(Attention):
+    """An attention of somebody's own, without a parameter more."""
+
+
+class Largest(ClassifierHead):
+    """A head that pools in another way."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(self.norm(tokens.amax(1)))  # type: ignore[no-any-return]
+
+
+def _turned(model: Any) -> None:
+    model.encoder.blocks[1].attention.__class__ = Turned
+
+
+def _other_epsilon(model: Any) -> None:
+    model.encoder.blocks[1].mlp_norm.eps = 1e-5
+
+
+def _other_heads(model: Any) -> None:
+    model.encoder.blocks[0].attention.heads = 4
+
+
+def _own_method(model: Any) -> None:
+    model.encoder.blocks[0].mlp.forward = nn.Identity().forward
+
+
+def _shorter(model: Any) -> None:
+    model.encoder.blocks = model.encoder.blocks[:1]
+
+
+def _other_head(model: Any) -> None:
+    model.head = nn.Sequential(nn.Linear(8, 5))
+
+
+def _gradients(model: Any) -> None:
+    model.head = MaskedPixelHead(8, 9)
+
+
+def _no_bias(model: Any) -> None:
+    model.head.output = nn.Linear(8, 5, bias=False)
+
+
+CHANGES: dict[Callable[[Any], None], str] = {
+    _turned: "encoder.blocks.1.attention is a Turned",
+    _other_epsilon: "encoder.blocks.1.mlp_norm has eps 1e-05",
+    _other_heads: "encoder.blocks.0.attention has heads 4",
+    _own_method: "encoder.blocks.0.mlp has a forward of its own",
+    _shorter: "encoder.blocks.1 is missing",
+    _other_head: "its head is a Sequential",
+    _gradients: "48 pixels of a patch has 9 outputs",
+    _no_bias: "head.output.bias is missing",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_is_not_saved_as_what_it_is_not(
+    tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    model = MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5))
+    change(model)
+    with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict") as refused:
+        save_masked_image_model(tmp_path / "model", model, {})
+    assert CHANGES[change] in str(refused.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_nor_are_encoders_classifiers_and_tokenizers(tmp_path: Path) -> None:
+    encoder = Encoder(CONFIG)
+    with pytest.raises(UserError, match="saved as a classifier: its head is a Largest"):
+        save_classifier(tmp_path, Classifier(encoder, Largest(8, 3)), {})
+    encoder.blocks[0].attention.__class__ = Turned
+    with pytest.raises(UserError, match=r"an encoder without a head: blocks.0.attention"):
+        save_encoder(tmp_path, encoder, {})
+    tokenizer: Any = DiscreteVAE(VAE)
+    tokenizer.decode_codes = tokenizer.decode
+    with pytest.raises(UserError, match="saved as a tokenizer: it has a decode_codes of its own"):
+        storage.save(tokenizer, tmp_path)
+
+
+def test_what_only_training_sees_is_no_difference(tmp_path: Path) -> None:
+    """Compiled in place, watched, frozen, in another precision: the same model."""
+    model = MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5)).bfloat16()
+    model.compile(backend="eager")
+    model.head.register_forward_hook(lambda *found: None)
+    model.encoder.requires_grad_(False)
+    before = torch.get_rng_state()
+    save_masked_image_model(tmp_path, model, {})
+    assert torch.get_rng_state().equal(before)
+    read = load_masked_image_model(tmp_path)
+    assert read.head.output.weight.equal(model.head.output.weight.float())
 
 
 @pytest.fixture

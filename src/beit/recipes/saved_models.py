@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from beit.nn.decoder_config import decoder_config_from
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.same_make import not_ours, refuse_other_make
 from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
@@ -31,14 +33,32 @@ KIND = "masked-image-model"
 CLASSIFIER_KIND = "classifier"
 SEGMENTER_KIND = "segmenter"
 ENCODER_KIND = "encoder"  # other people's backbones; ours come with their head
+_NAMES: dict[type, str] = {
+    DiscreteVAE: "a tokenizer",
+    Encoder: "an encoder without a head",
+    MaskedImageModel: "a pre-trained model",
+    Classifier: "a classifier",
+    Segmenter: "a segmenter",
+}
 _TUPLES = ("image_size", "patch_size")
 
 
 def save_masked_image_model(
     folder: Path, model: MaskedImageModel, facts: Mapping[str, Any]
 ) -> None:
-    """Write a pre-trained model; `facts` (its tokenizer, its recipe's name) go into config.json."""
+    """Write a pre-trained model; `facts` (its tokenizer, its recipe's name) go into config.json.
+
+    Raises:
+        UserError: It is not made as ours are, and would not be what is loaded again.
+    """
     head = model.head
+    _require(model, MaskedImageModel, MaskedTokenHead, MaskedPixelHead)
+    if isinstance(head, MaskedPixelHead) and head.output.out_features != _pixels(model.encoder):
+        raise not_ours(
+            "a pre-trained model",
+            f"its head for the {_pixels(model.encoder)} pixels of a patch has "
+            f"{head.output.out_features} outputs",
+        )
     described = {
         "kind": KIND,
         "format": 1,
@@ -53,7 +73,12 @@ def save_masked_image_model(
 
 
 def save_classifier(folder: Path, model: Classifier, facts: Mapping[str, Any]) -> None:
-    """Write a classifier; `facts` (its recipe's name, how pictures are cut) go into config.json."""
+    """Write a classifier; `facts` (its recipe's name, how pictures are cut) go into config.json.
+
+    Raises:
+        UserError: It is not made as ours are, and would not be what is loaded again.
+    """
+    _require(model, Classifier, ClassifierHead)
     described = {
         "kind": CLASSIFIER_KIND,
         "format": 1,
@@ -66,7 +91,12 @@ def save_classifier(folder: Path, model: Classifier, facts: Mapping[str, Any]) -
 
 
 def save_segmenter(folder: Path, model: Segmenter, facts: Mapping[str, Any]) -> None:
-    """Write a segmenter; `facts` (its recipe's name, how pictures are cut) go into config.json."""
+    """Write a segmenter; `facts` (its recipe's name, how pictures are cut) go into config.json.
+
+    Raises:
+        UserError: It is not made as ours are, and would not be what is loaded again.
+    """
+    _require(model, Segmenter)
     described = {
         "kind": SEGMENTER_KIND,
         "format": 1,
@@ -79,17 +109,46 @@ def save_segmenter(folder: Path, model: Segmenter, facts: Mapping[str, Any]) -> 
 
 
 def save_encoder(folder: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
-    """Write an encoder without a head; `facts` (where it is from) go into config.json."""
+    """Write an encoder without a head; `facts` (where it is from) go into config.json.
+
+    Raises:
+        UserError: It is not made as ours are, and would not be what is loaded again.
+    """
+    _require(encoder, Encoder)
     described = {"kind": ENCODER_KIND, "format": 1, "encoder": asdict(encoder.config), **facts}
     _write(folder, encoder, described)
 
 
-def _write(folder: Path, model: nn.Module, described: Mapping[str, Any]) -> None:
+def _pixels(encoder: Encoder) -> int:
+    return encoder.config.patch_values
+
+
+def _require(model: nn.Module, kind: type[Model], *heads: type[Head]) -> None:
+    """See that what describes a model is of our own types; `_write` sees to the rest."""
+    encoder = model if kind is Encoder else getattr(model, "encoder", None)
+    parts: dict[str, tuple[object, tuple[type, ...]]] = {
+        "it": (model, (kind,)),
+        "its encoder": (encoder, (Encoder,)),
+    }
+    parts["the encoder's config"] = getattr(encoder, "config", None), (EncoderConfig,)
+    if heads:
+        parts["its head"] = getattr(model, "head", None), heads
+    for name, (part, allowed) in parts.items():
+        if type(part) not in allowed:
+            ours = " or a ".join(one.__name__ for one in allowed)
+            wrong = f"{name} is a {type(part).__qualname__}, where beit's own is a {ours}"
+            raise not_ours(_NAMES[kind], wrong)
+
+
+def _write(folder: Path, model: Model, described: Mapping[str, Any]) -> None:
+    text = json.dumps(described, indent=2, allow_nan=False)
+    with torch.device("meta"):  # takes no memory and draws nothing
+        same = _built(folder, json.loads(text))
+    refuse_other_make(model, same, what(model))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))
-    text = json.dumps(described, indent=2, allow_nan=False) + "\n"
-    atomic_write_text(folder / "config.json", text)
+    atomic_write_text(folder / "config.json", text + "\n")
 
 
 def load(path: str | Path) -> Model:
@@ -102,20 +161,27 @@ def load(path: str | Path) -> Model:
     """
     folder = Path(path)
     config = read_config(folder)
-    kind = config.get("kind")
-    if kind == "tokenizer":
+    if config.get("kind") == "tokenizer":
         return storage.load(folder)
+    model = _built(folder, config)
+    load_weights(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def _built(
+    folder: Path, config: Mapping[str, Any]
+) -> MaskedImageModel | Classifier | Segmenter | Encoder:
+    """What a description says, with weights that mean nothing."""
+    kind = config.get("kind")
     if kind == ENCODER_KIND:
-        encoder = Encoder(_encoder_config(folder, config))
-        load_weights(encoder, folder / "model.safetensors")
-        return encoder.eval()
+        return Encoder(_encoder_config(folder, config))
     if kind == CLASSIFIER_KIND:
-        return _classifier(folder, config).eval()
+        return _classifier(folder, config)
     if kind == SEGMENTER_KIND:
-        return _segmenter(folder, config).eval()
+        return _segmenter(folder, config)
     if kind != KIND:
         raise UserError(f"{folder / 'config.json'} says kind {kind!r}, which is no model of beit's")
-    return _masked_image_model(folder, config).eval()
+    return _masked_image_model(folder, config)
 
 
 def load_masked_image_model(path: str | Path) -> MaskedImageModel:
@@ -128,14 +194,7 @@ def load_masked_image_model(path: str | Path) -> MaskedImageModel:
 
 def what(model: Model) -> str:
     """What a model is, in words."""
-    names = {
-        DiscreteVAE: "a tokenizer",
-        Encoder: "an encoder without a head",
-        MaskedImageModel: "a pre-trained model",
-        Classifier: "a classifier",
-        Segmenter: "a segmenter",
-    }
-    return names[type(model)]
+    return _NAMES[type(model)]
 
 
 def load_encoder_and_head(path: str | Path) -> tuple[Encoder, Head | None]:
@@ -194,9 +253,7 @@ def _masked_image_model(folder: Path, config: Mapping[str, Any]) -> MaskedImageM
     if outputs < 1:
         raise UserError(f"{folder / 'config.json'} has a head with {outputs} outputs")
     kind = MaskedTokenHead if target == "tokens" else MaskedPixelHead
-    model = MaskedImageModel(Encoder(encoder), kind(encoder.width, outputs))
-    load_weights(model, folder / "model.safetensors")
-    return model
+    return MaskedImageModel(Encoder(encoder), kind(encoder.width, outputs))
 
 
 def _classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
@@ -213,9 +270,7 @@ def _classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
             f"{folder / 'config.json'} describes an impossible classifier: {classes} classes, "
             f"{len(labels)} labels, pool {pool!r}"
         )
-    model = Classifier(Encoder(encoder), ClassifierHead(encoder.width, classes, pool), labels)
-    load_weights(model, folder / "model.safetensors")
-    return model
+    return Classifier(Encoder(encoder), ClassifierHead(encoder.width, classes, pool), labels)
 
 
 def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
@@ -231,9 +286,7 @@ def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
         raise UserError(
             f"{folder / 'config.json'} names {len(labels)} of {decoder.classes} classes"
         )
-    model = build_segmenter(Encoder(encoder), decoder, labels)
-    load_weights(model, folder / "model.safetensors")
-    return model
+    return build_segmenter(Encoder(encoder), decoder, labels)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

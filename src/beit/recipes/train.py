@@ -26,7 +26,7 @@ from beit.recipes.build import (
     tokenize_task,
     view_settings,
 )
-from beit.recipes.continued import put_into, tokenizer_beside
+from beit.recipes.continued import put_into, refuse_other_head, tokenizer_beside
 from beit.recipes.initial import NOTHING, Start, go_on_from, require_same_start
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.own_tokenizer import (
@@ -155,6 +155,8 @@ def pretrain(
         given: RunTokenizer | None = own
         if own is None and tokenizer is not None:
             given = _given_tokenizer(recipe, tokenizer, request.out)
+        if start is not None:
+            refuse_other_head(recipe, start, given)
         if codes is not None and isinstance(given, DiscreteVAE):
             sources = open_parts(request.data, rescan=True)
             refuse_other_bank(recipe, codes, given, sources[0], world)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from beit.errors import UserError
 from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
+from beit.nn.same_make import not_ours, refuse_other_make
 from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -39,7 +40,16 @@ def add_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
 
 
 def save(model: DiscreteVAE, folder: Path) -> None:
-    """Write the tokenizer, weights first: a folder that has its config.json has it whole."""
+    """Write the tokenizer, weights first: a folder that has its config.json has it whole.
+
+    Raises:
+        UserError: It is not made as ours are, and would not be what is loaded again.
+    """
+    if type(model) is not DiscreteVAE:
+        raise not_ours("a tokenizer", f"it is a {type(model).__qualname__}")
+    with torch.device("meta"):
+        same = DiscreteVAE(model.config)
+    refuse_other_make(model, same, "a tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
