@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from torch import nn
+from torch.optim import SGD
 
 from beit.engine.checkpoints import Checkpoints, read_snapshot
 from beit.engine.fit import fit
+from beit.engine.protocol import NO_HOOKS, Hooks
 from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
@@ -173,3 +175,20 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
 def test_resume_needs_a_folder() -> None:
     with pytest.raises(AssertionError):
         fit(ToyTask(), toy_batches(SETTINGS), SETTINGS, resume=True)
+
+
+def test_a_checkpoint_that_names_no_optimiser_is_adamws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(steps: int, hooks: Hooks = NO_HOOKS) -> int:
+        settings = replace(SETTINGS, total_steps=steps, save_every=2)
+        with RunFolder.open(tmp_path, resume=True) as folder:
+            batches = toy_batches(settings)
+            return fit(ToyTask(), batches, settings, run=folder, resume=True, hooks=hooks).step
+
+    with monkeypatch.context() as before:
+        before.setattr("beit.engine.fit.OPTIMISER", "something else")
+        assert run(2) == 2
+    with pytest.raises(UserError, match="AdamW then, SGD now"):
+        run(4, Hooks(optimiser=lambda groups: SGD(groups, lr=1.0)))
+    assert run(4) == 4
