@@ -16,7 +16,7 @@ from recipes.fine_tuning_runs import classifying, coloured
 from recipes.recipe_runs import beit, photos, pretraining, rows_of, stopped
 
 HEAD = {"head.norm.weight", "head.norm.bias", "head.output.weight", "head.output.bias"}
-STILL: dict[str, Any] = {"optim__lr": 1e-9, "optim__min_lr": 0, "optim__steps": 1}
+STILL: dict[str, Any] = {"optim__lr": 1e-9, "optim__steps": 1}
 
 
 @pytest.fixture(scope="module")

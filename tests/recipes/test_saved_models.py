@@ -138,7 +138,7 @@ def test_a_model_is_not_saved_as_what_it_is_not(
 ) -> None:
     model = MaskedImageModel(Encoder(CONFIG), MaskedTokenHead(8, 5))
     change(model)
-    with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict") as refused:
+    with pytest.raises(UserError, match=r"keep its state_dict\(\) with torch\.save") as refused:
         save_masked_image_model(tmp_path / "model", model, {})
     assert CHANGES[change] in str(refused.value)
     assert not (tmp_path / "model").exists()

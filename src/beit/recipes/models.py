@@ -134,7 +134,6 @@ class OptimRecipe(Frozen):
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine",
-        validate_default=True,
         description="how the rate falls; constant: it stays, and min_lr is not read",
     )
     weight_decay: float = Field(
@@ -144,17 +143,6 @@ class OptimRecipe(Frozen):
     eps: float = Field(1e-8, gt=0, le=LARGEST_FACTOR, description="AdamW's epsilon")
     clip: float | None = Field(3.0, gt=0, le=MOST, description="gradient norm; null for none")
     ema: float | None = Field(None, gt=0, lt=1, description="average of weights; null for none")
-
-    @field_validator("schedule")
-    @classmethod
-    def _falls(cls, schedule: str, found: ValidationInfo) -> str:
-        lr, least = found.data.get("lr", math.inf), found.data.get("min_lr", 0.0)
-        if schedule != "constant" and least > lr:
-            raise ValueError(
-                f"from lr {lr:g} it would rise to min_lr {least:g}; lower min_lr, or choose the "
-                "schedule constant"
-            )
-        return schedule
 
     @property
     def scaled_lr(self) -> float:
