@@ -5,14 +5,16 @@ import torch
 from torch.nn import functional
 
 from beit.nn.config import EncoderConfig
-from beit.nn.patches import Embeddings, patchify
+from beit.nn.patches import Embeddings, patchify, unpatchify
 
 
 @pytest.mark.parametrize("patch_size", [(4, 4), (2, 4), (8, 3), (8, 12)])
 def test_patches_are_torchs_blocks(patch_size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, 8, 12)
     blocks = functional.unfold(images, patch_size, stride=patch_size)  # (B, values, N)
-    assert torch.equal(patchify(images, patch_size), blocks.transpose(1, 2))
+    patches = patchify(images, patch_size)
+    assert torch.equal(patches, blocks.transpose(1, 2))
+    assert torch.equal(unpatchify(patches, patch_size, (8, 12)), images)
 
 
 def test_patches_are_numbered_row_by_row() -> None:

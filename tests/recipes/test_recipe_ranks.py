@@ -63,6 +63,22 @@ def test_two_processes_are_one(
     assert beit(*words, "--tokenizer", tokenizer, "--resume", "--processes", 1).status == 0
 
 
+def test_pixels_are_measured_alike_by_two_processes(tmp_path: Path) -> None:
+    fields = {**RECIPE, "objective__target": "pixels", "engine__evaluate_every": 2}
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        assert beit(*pretraining(out, **fields), "--processes", processes).status == 0
+        found.append(rows_of(out, "val"))
+    alone, shared = found
+    assert [row["step"] for row in alone] == [row["step"] for row in shared] == [2, 4, 6]
+    assert alone[-1]["loss"] != alone[0]["loss"]
+    for name in ("pictures", "places", "zero_loss", "constant_loss", "mean_colour_loss"):
+        assert shared[-1][name] == pytest.approx(alone[-1][name], rel=1e-12), name
+    for name in ("loss", "explained"):
+        assert shared[-1][name] == pytest.approx(alone[-1][name], abs=1e-5), name
+
+
 @pytest.mark.slow
 def test_two_processes_are_refused_as_one(tmp_path: Path) -> None:
     words = tokenizing(tmp_path / "t", optim__batch=9)

@@ -3,12 +3,19 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from beit.data.augment import MEAN
+from beit.data.sources import open_source
 from beit.recipes import figures
-from beit.recipes.figures import affordable
+from beit.recipes.build import masked_image_model
+from beit.recipes.figures import Pictures, affordable, masked_pixels_figure
+from beit.recipes.named import pretrain_recipe
+from beit.recipes.overrides import replace
 from recipes.recipe_runs import beit, pictures, pretraining, stopped, tokenizing
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -119,7 +126,34 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
 def test_pixels_have_no_tokenizer(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert beit(*pretraining(run, objective__target="pixels", optim__steps=2)).status == 0
-    assert headings(page_of(run)) == ["Pre-training", "Where it looks", "Frozen features"]
+    page = page_of(run)
+    own = ["Pre-training", "What the model fills in", "Where it looks", "Frozen features"]
+    assert headings(page) == own
+    for text in ("mean colour of the visible patches", "pixels explained"):
+        assert text in page
+
+
+def test_a_figure_with_the_models_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Visible patches are the picture's; masked ones are what the head says, here one grey."""
+    recipe = replace(pretrain_recipe("digits"), {"objective.target": "pixels", "encoder.depth": 1})
+    model = masked_image_model(recipe, 0).eval()
+    for parameter in model.head.output.parameters():
+        torch.nn.init.zeros_(parameter)  # the mean colour
+    columns: list[Any] = []
+
+    def page(*found: Any) -> bytes:
+        columns.extend(found)
+        return b""
+
+    monkeypatch.setattr(figures, "masked_page", page)
+    shown = Pictures(open_source("digits", "val"), torch.device("cpu"))
+    masked_pixels_figure(recipe, model, shown)
+    originals, seen, filled = columns
+    grey = (seen == 128).reshape(len(seen), 4, 4, 4, 4, 3).all((2, 4, 5))  # whole patches of 4 px
+    hidden = grey.repeat(4, axis=1).repeat(4, axis=2)
+    np.testing.assert_allclose(filled[~hidden], originals[~hidden], atol=1e-6)
+    assert hidden.any() and np.ptp(filled[hidden], axis=0).max() < 1e-6
+    np.testing.assert_allclose(filled[hidden][0], MEAN, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["{", "- 1", "name: 1", "\udcff"])

@@ -28,6 +28,23 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
+def unpatchify(patches: Tensor, patch_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """Put flattened patches together again: the inverse of `patchify`.
+
+    Args:
+        patches: (B, N, C * height * width).
+        patch_size: (height, width).
+        image_size: (H, W).
+
+    Returns:
+        (B, C, H, W).
+    """
+    (height, width), (rows, columns) = patch_size, image_size
+    batch = len(patches)
+    cut = patches.reshape(batch, rows // height, columns // width, -1, height, width)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, rows, columns)
+
+
 class Embeddings(nn.Module):
     """Patch embeddings with masked ones replaced, the special token, absolute positions (eq. 1)."""
 

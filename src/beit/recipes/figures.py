@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.batch import ImageBatch
+from beit.batch import ImageBatch, Masks
 from beit.data.augment import MEAN, STD
 from beit.data.draws import MaskPlan
 from beit.data.sources import Source
@@ -20,6 +20,7 @@ from beit.data.views import ViewSettings
 from beit.evaluation.neighbours import mean_pooled_features, neighbour_accuracy
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.patches import patchify, unpatchify
 from beit.objectives.evidence_bound import code_counts
 from beit.recipes.build import choose_device, mask_plan, masked_image_model
 from beit.recipes.counting import encoder_work
@@ -94,6 +95,28 @@ def codebook_figure(model: DiscreteVAE, pictures: Pictures) -> Figure:
 
 
 @torch.inference_mode()
+def masked_pixels_figure(
+    recipe: PretrainRecipe, model: MaskedImageModel, pictures: Pictures
+) -> Figure:
+    """Masked pictures, and the same with the model's pixels at masked places."""
+    views = ViewSettings(patch_view=recipe.encoder.image_size, random=False)
+    batch = pictures.some(views, mask_plan(recipe))
+    assert batch.patch_view is not None and batch.masks is not None
+    size = model.encoder.config.patch_size
+    patches = patchify(batch.patch_view, size)  # (B, N, P)
+    predicted = model(batch.patch_view, batch.masks)  # (B, M, P)
+    filled = _put_in(patches, predicted, batch.masks)
+    originals = _rows(_unnormalised(batch.patch_view))
+    page = masked_page(
+        originals,
+        paint_masks(originals, batch.masks.grid.cpu().numpy()),
+        _rows(_unnormalised(unpatchify(filled, size, recipe.encoder.image_size))),
+    )
+    caption = "Visible patches are the picture's own; the model's pixels are means of what may be."
+    return Figure(page, caption, "Masked pictures and predictions")
+
+
+@torch.inference_mode()
 def masked_figure(
     recipe: PretrainRecipe, model: MaskedImageModel, tokenizer: DiscreteVAE, pictures: Pictures
 ) -> Figure:
@@ -143,13 +166,18 @@ def attention_figure(recipe: PretrainRecipe, model: MaskedImageModel, pictures: 
 def fill_in(model: MaskedImageModel, batch: ImageBatch, codes: Tensor) -> Tensor:
     """The (B, h, w) codes with the most likely ones at masked places."""
     assert batch.patch_view is not None and batch.masks is not None
-    masks = batch.masks
-    predicted = model(batch.patch_view, masks).argmax(-1)  # (B, M)
-    flat, real = codes.flatten(1), masks.weight > 0
-    rows = torch.arange(len(flat), device=flat.device)[:, None].expand_as(masks.index)
-    filled = flat.clone()
+    predicted = model(batch.patch_view, batch.masks).argmax(-1)  # (B, M)
+    return _put_in(codes.flatten(1), predicted, batch.masks).view_as(codes)
+
+
+def _put_in(values: Tensor, predicted: Tensor, masks: Masks) -> Tensor:
+    """(B, N, ...) values with the (B, M, ...) predicted ones at masked places."""
+    real = masks.weight > 0
+    rows = torch.arange(len(values), device=values.device)[:, None].expand_as(masks.index)
+    filled = values.clone()
     filled[rows[real], masks.index[real]] = predicted[real]
-    return torch.where(masks.grid.flatten(1), filled, flat).view_as(codes)
+    masked = masks.grid.flatten(1).view(*values.shape[:2], *(1,) * (values.dim() - 2))
+    return torch.where(masked, filled, values)  # the model may be asked for visible places too
 
 
 def neighbour_table(

@@ -210,7 +210,7 @@ class _Bench:
         task.eval()
         pictures = min(pictures, _WHOLE) if isinstance(task, SegmentTask) else pictures
         call = evaluation(self.recipe, task, self.vae, pictures, self.device)
-        return 0.0 if call is None else _twice(call, self.device) / pictures
+        return _twice(call, self.device) / pictures
 
 
 def uncompiled(settings: FitSettings) -> FitSettings:

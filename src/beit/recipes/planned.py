@@ -81,8 +81,8 @@ def batch_shape(recipe: Planned, classes: int) -> Shape:
 
 def evaluation(
     recipe: Planned, task: nn.Module, vae: DiscreteVAE | None, pictures: int, device: torch.device
-) -> Call | None:
-    """What is done with so many validation pictures; None where nothing is evaluated."""
+) -> Call:
+    """What is done with so many validation pictures."""
     if isinstance(task, SegmentTask):
         assert isinstance(recipe, SegmentRecipe)
         return _segmented(recipe, task, pictures, device)
@@ -91,12 +91,12 @@ def evaluation(
         assert batch.patch_view is not None
         view, model = batch.patch_view, task.model
         return lambda: model(view)
-    if not has_tokens(recipe):
-        return None
-    assert isinstance(recipe, PretrainRecipe) and isinstance(task, PretrainTask) and vae is not None
-    size = vae.config.view_size(encoder_config_of(recipe.encoder).grid)
+    assert isinstance(recipe, PretrainRecipe) and isinstance(task, PretrainTask)
+    tokenizer = vae if has_tokens(recipe) else None
+    grid = encoder_config_of(recipe.encoder).grid
+    size = None if tokenizer is None else tokenizer.config.view_size(grid)
     shape = Shape(views_of(recipe, size), mask_plan(recipe))
-    batch, look = prepare(random_batch(shape, pictures, device)), (task.model, vae)
+    batch, look = prepare(random_batch(shape, pictures, device)), (task.model, tokenizer)
     return lambda: masked_prediction(*look, iter([batch]))
 
 

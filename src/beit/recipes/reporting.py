@@ -18,6 +18,7 @@ from beit.recipes.figures import (
     attention_figure,
     codebook_figure,
     masked_figure,
+    masked_pixels_figure,
     neighbour_table,
     reconstruction_figure,
 )
@@ -33,6 +34,13 @@ from beit.report.page import Figure, RunReport, Section, write
 from beit.report.tables import Table, spread_cell
 
 TOKENIZER_CURVES = ("loss", "mse", "perplexity", "kl", "kl_marginal", "temperature")
+PIXEL_ERRORS = {
+    "model": "loss",
+    "mean colour of ImageNet": "zero_loss",
+    "one patch for all places": "constant_loss",
+    "mean colour of the visible patches": "mean_colour_loss",
+    "copy the nearest visible patch": "neighbour_copy_loss",
+}
 PRETRAIN_CURVES = ("loss", "accuracy", "lr", "gradient_norm")
 
 
@@ -87,6 +95,7 @@ def _summary(run: RunFiles) -> list[tuple[str, str]]:
         "most frequent code": ("most_frequent_accuracy", "val", "{:.1%}"),
         "copy the neighbour": ("neighbour_copy_accuracy", "val", "{:.1%}"),
         "bits saved a patch": ("bits_saved", "val", "{:.2f}"),
+        "variation of masked pixels explained": ("explained", "val", "{:.1%}"),
         "code perplexity": ("perplexity", "val", "{:.0f}"),
         "codes used": ("used_share", "val", "{:.1%}"),
         "reconstruction error": ("mse_hard", "val", "{:.4f}"),
@@ -131,7 +140,14 @@ def _tokenizer_sections(run: RunFiles) -> list[Section]:
 
 def _pretrain_sections(run: RunFiles) -> list[Section]:
     figure = Figure(curves(run.metrics, PRETRAIN_CURVES), "", "Curves of the pre-training run")
-    text = "A low accuracy is normal: many codes fit a masked place. Compare it with the baselines."
+    assert isinstance(run.recipe, PretrainRecipe)
+    text = (
+        "Errors are squared differences of normalised pixels at masked places. Compare them with "
+        "the baselines."
+        if run.recipe.objective.target == "pixels"
+        else "A low accuracy is normal: many codes fit a masked place. Compare it with the "
+        "baselines."
+    )
     texts = [text, began] if (began := began_text(run.path)) else [text]
     sections = [Section("Pre-training", texts, [figure], list(_baselines(run)))]
     if run.finished and run.source is not None:
@@ -145,7 +161,12 @@ def _pretrain_sections(run: RunFiles) -> list[Section]:
 
 
 def _baselines(run: RunFiles) -> Iterator[Table]:
-    rows = run.metrics
+    rows, caption = run.metrics, "The whole validation set, at the last evaluation"
+    errors = [(name, latest(rows, key, "val")) for name, key in PIXEL_ERRORS.items()]
+    if errors[1][1] is not None:
+        header = ["prediction of masked pixels", "mean squared error"]
+        yield Table(header, [[n, "–" if e is None else f"{e:.4f}"] for n, e in errors], caption)
+        return
     names = {
         "model": ("accuracy", "loss"),
         "most frequent code": ("most_frequent_accuracy", "constant_loss"),
@@ -160,7 +181,7 @@ def _baselines(run: RunFiles) -> Iterator[Table]:
     yield Table(
         ["prediction of masked places", "accuracy", "loss, nats"],
         cells,
-        "The whole validation set, at the last evaluation",
+        caption,
     )
 
 
@@ -173,6 +194,10 @@ def _model_sections(run: RunFiles, source: Source) -> list[Section]:
         tokenizer = load_tokenizer(run.path / "tokenizer")
         text = "At masked places the most likely code is taken and decoded; the rest is given."
         figure = masked_figure(recipe, model, tokenizer, pictures)
+        sections.append(Section("What the model fills in", [text], [figure]))
+    elif recipe.objective.target == "pixels":
+        text = "At masked places the model's pixels are put in; the rest is given."
+        figure = masked_pixels_figure(recipe, model, pictures)
         sections.append(Section("What the model fills in", [text], [figure]))
     text = "How much the last block takes from each patch, for a patch of the picture that asks."
     figure = attention_figure(recipe, model, pictures)

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import ImageBatch
+from beit.data.draws import MaskPlan
 from beit.data.sources import open_parts
+from beit.data.views import ViewSettings
 from beit.engine.distribution import process_group
 from beit.engine.protocol import NO_HOOKS, Evaluation
 from beit.errors import UserError
 from beit.evaluation.codebook import CodebookReport, codebook_report, collapse_warning, hopeless
+from beit.evaluation.masked_pixels import evaluate_masked_pixels
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.banking import compare_codes, recipe_with_bank, refuse_other_bank
@@ -41,7 +44,7 @@ from beit.recipes.stage import RunRequest, Stage, open_stage
 from beit.recipes.token_precision import with_token_precision
 from beit.recipes.tokenizers import load_tokenizer
 from beit.report.metrics import read_metrics
-from beit.tasks.pretrain import PretrainTask, VisualTokens
+from beit.tasks.pretrain import Pixels, PretrainTask, VisualTokens
 from beit.tasks.tokenize import TokenizeTask
 from beit.tokenizer import storage
 from beit.tokenizer.bank import TOKENIZER, TokenBank
@@ -191,10 +194,9 @@ def _pretrain(
     token_view = None if vae is None or codes is not None else view_size(vae, grid)
     views = view_settings(recipe.views, patch_view=recipe.encoder.image_size, token_view=token_view)
     masks = mask_plan(recipe)
-    evaluate = None if vae is None else PredictionWatch(stage, vae)
     if isinstance(vae, DiscreteVAE) and stage.world.main:
         compare_codes(recipe, vae, stage.train, stage.device, codes)
-    result = stage.fit(task, stage.views(views, masks, codes), evaluate)
+    result = stage.fit(task, stage.views(views, masks, codes), PredictionWatch(stage, vae))
     if not stage.world.main:
         return {}
     facts = {"recipe": recipe.name}
@@ -210,44 +212,68 @@ class PredictionWatch:
 
     Measured at masked places alone, also where the loss reads all of them: copying the nearest
     visible patch is always right at a visible one. Where nothing is masked, all places count.
+
+    Args:
+        stage: The run.
+        tokenizer: Whose codes are predicted; None where pixels are.
     """
 
-    def __init__(self, stage: Stage, tokenizer: RunTokenizer) -> None:
+    def __init__(self, stage: Stage, tokenizer: RunTokenizer | None) -> None:
         assert isinstance(stage.recipe, PretrainRecipe)
         self.stage, self.recipe, self.tokenizer = stage, stage.recipe, tokenizer
 
     def __call__(self, task: nn.Module, step: int) -> Evaluation:
         """One evaluation."""
         assert isinstance(task, PretrainTask)
-        grid = task.model.encoder.config.grid
-        views = view_settings(
-            self.recipe.views,
-            patch_view=self.recipe.encoder.image_size,
-            token_view=view_size(self.tokenizer, grid),
-            random=False,
-        )
-        masks = replace(mask_plan(self.recipe), recover="masked")
-        batches = self.stage.validation_batches(views, masks, EVALUATION_BATCH)
+        looks = evaluation_looks(self.recipe, self.tokenizer)
+        batches = self.stage.validation_batches(*looks, EVALUATION_BATCH)
         return Evaluation(masked_prediction(task.model, self.tokenizer, batches))
 
 
-def masked_prediction(
-    model: MaskedImageModel, tokenizer: Tokenizer, batches: Iterator[ImageBatch]
-) -> dict[str, float]:
-    """Measure a model's masked prediction, and the baselines, over prepared batches."""
-    target = VisualTokens(tokenizer)
+def evaluation_looks(
+    recipe: PretrainRecipe, tokenizer: RunTokenizer | None
+) -> tuple[ViewSettings, MaskPlan]:
+    """How pictures are cut and masked to measure what a recipe predicts."""
+    grid = encoder_config_of(recipe.encoder).grid
+    views = view_settings(
+        recipe.views,
+        patch_view=recipe.encoder.image_size,
+        token_view=None if tokenizer is None else view_size(tokenizer, grid),
+        random=False,
+    )
+    return views, replace(mask_plan(recipe), recover="masked")
 
-    def logits(batch: ImageBatch) -> Tensor:
+
+def masked_prediction(
+    model: MaskedImageModel, tokenizer: Tokenizer | None, batches: Iterator[ImageBatch]
+) -> dict[str, float]:
+    """Measure a model's masked prediction, and the baselines, over prepared batches.
+
+    Args:
+        model: In evaluation mode, where the batches are.
+        tokenizer: Whose codes are predicted; None where pixels are.
+        batches: With masks and the views that are needed.
+    """
+
+    def predict(batch: ImageBatch) -> Tensor:
         assert batch.patch_view is not None and batch.masks is not None
         prediction: Tensor = model(batch.patch_view, batch.masks)
         return prediction
 
-    def codes(batch: ImageBatch) -> Tensor:
-        assert batch.masks is not None
-        return target.of(batch).view(batch.masks.grid.shape)
+    if tokenizer is None:
+        config = model.encoder.config
+        pixels, size = Pixels(config.patch_size), (config.patch_values, config.channels)
+        found = evaluate_masked_pixels(batches, predict, pixels.of, *size).as_dict()
+    else:
+        target = VisualTokens(tokenizer)
 
-    found = evaluate_masked_prediction(batches, logits, codes, tokenizer.vocabulary)
-    return {name: float(value) for name, value in found.as_dict().items()}
+        def codes(batch: ImageBatch) -> Tensor:
+            assert batch.masks is not None
+            return target.of(batch).view(batch.masks.grid.shape)
+
+        vocabulary = tokenizer.vocabulary
+        found = evaluate_masked_prediction(batches, predict, codes, vocabulary).as_dict()
+    return {name: float(value) for name, value in found.items()}
 
 
 def take_average(task: nn.Module, average: dict[str, Tensor] | None) -> None:

@@ -52,19 +52,20 @@ def reconstruction_page(
 
 
 def masked_page(
-    originals: Array, masked: Array, predicted: Array, true: Array, title: str = ""
+    originals: Array, masked: Array, predicted: Array, true: Array | None = None, title: str = ""
 ) -> bytes:
     """Show what the model fills in, a picture a row, two rows side by side when there are many.
 
     Args:
         originals: The pictures.
         masked: The same with their masked patches painted over (`paint_masks`).
-        predicted: Decoded codes, the predicted ones at masked places.
+        predicted: Decoded codes, the predicted ones at masked places; or pixels.
         true: Decoded codes of the whole picture: the best any prediction could look like.
         title: The title of the figure.
     """
     names = ["original", "what the model sees", "what it fills in", "true codes, decoded"]
-    stacked = [originals, masked, predicted, true]
+    stacked = [originals, masked, predicted, *([] if true is None else [true])]
+    names = names[: len(stacked)]
     assert len({len(column) for column in stacked}) == 1, "as many pictures in each column"
     lines = [list(pictures) for pictures in zip(*stacked, strict=True)]
     if len(lines) < 4:
