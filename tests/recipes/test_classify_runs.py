@@ -293,7 +293,7 @@ def test_resuming_from_another_init_is_refused(data: Path, learned: Path, tmp_pa
 
 
 def test_a_model_that_predicts_no_class_is_refused(pretrained: Path, data: Path) -> None:
-    outcome = beit("evaluate", pretrained, "--data", data)
+    outcome = beit("predict", pretrained, next(data.rglob("*.png")))
     assert outcome.status == 2 and "fine-tune it first" in outcome.complaint
 
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from beit.cli.arguments import PAIRS, SOURCES, Parser, add_command
+from beit.cli.arguments import PAIRS, SOURCES, Parser, add_command, unexpected
 from beit.cli.devices import add_devices, launched
+from beit.errors import UserError
 
 MODELS = (
     "a run of `beit classify` or `beit segment` (or its best/), a model folder, or another "
@@ -24,8 +25,14 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(commands: Any) -> None:
-    evaluate = add_command(commands, "evaluate", "measure a trained model", _run_evaluate)
-    evaluate.add_argument("model", metavar="CKPT", help=MODELS)
+    text = "Of a pre-training: --masking.kind, .ratio and the others measure it under other masks."
+    evaluate = add_command(
+        commands, "evaluate", "measure a trained model", _run_evaluate, epilog=text
+    )
+    evaluate.set_defaults(takes_overrides=True)
+    evaluate.add_argument(
+        "model", metavar="CKPT", help=f"{MODELS}; or a run of `beit pretrain`: how well it predicts"
+    )
     evaluate.add_argument(
         "--data", metavar="SRC", required=True, help=f"{SOURCES}; for a segmenter, {PAIRS}"
     )
@@ -147,9 +154,13 @@ def _dense(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
+    for word in options.overrides:
+        if not word.startswith("--masking."):
+            raise UserError(unexpected(word, options))
     if launched(options):
         return None
     from beit.recipes.evaluating import evaluate
+    from beit.recipes.overrides import changes_of
     from beit.recipes.stage import device_of
 
     return evaluate(
@@ -160,6 +171,7 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
         out=options.out,
         quiet=options.json,
         dense=_dense(options),
+        changes=changes_of(options.overrides),
     )
 
 

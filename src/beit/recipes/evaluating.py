@@ -1,4 +1,4 @@
-"""`beit evaluate`: a trained model measured on pictures whose answers are known."""
+"""`beit evaluate`: a trained model measured on pictures whose answers are known, or masked."""
 
 import json
 import os
@@ -24,6 +24,9 @@ from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.build import choose_device
 from beit.recipes.finished import Finished, read_finished
+from beit.recipes.masked_evaluation import measured as measured_at_masks
+from beit.recipes.masked_evaluation import pre_training_in
+from beit.recipes.prediction_table import prediction_table
 from beit.recipes.segment import measured, settings_of
 from beit.recipes.stage import prepared_batches
 from beit.recipes.train import EVALUATION_BATCH
@@ -39,17 +42,23 @@ def evaluate(
     out: str | Path | None = None,
     quiet: bool = False,
     dense: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on pictures whose answers are known; every rank a share, numbers exact.
 
+    A pre-training is measured by what it predicts at masked places, as in its validation rows.
+
     Args:
-        spec: A classifier or segmenter; see `read_finished`.
-        data: Pictures, one folder a class (matched by name), or pictures with masks.
-        split: Which part of them: val, train, or test where there is one; all for classifiers.
+        spec: A classifier or segmenter (see `read_finished`), or the run of a pre-training.
+        data: Pictures, one folder a class (matched by name), or pictures with masks; for a
+            pre-training any pictures.
+        split: Which part of them: val, train, or test where there is one; all for classifiers and
+            pre-trainings.
         device: Where to compute.
         out: A file for the whole result, as JSON.
         quiet: Print nothing.
         dense: For segmenters, changes to how they look at whole pictures: mode, scales, flip.
+        changes: For pre-trainings, changes to the masks, such as {"masking.kind": "random"}.
 
     Raises:
         UserError: The model or the pictures are unusable, or a class is not known to the model.
@@ -58,13 +67,19 @@ def evaluate(
     if out is not None:
         _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
-        finished = read_finished(spec)
-        if isinstance(finished.model, Segmenter):
-            found, table = _segmented(finished, data, split, world, place, dense or {})
+        where = data, split, world, place
+        if (folder := pre_training_in(spec)) is not None:
+            _refuse_dense(dense)
+            found, table = _predicted(folder, changes or {}, *where)
         else:
-            if dense:
-                raise UserError("--mode, --scales and --flip are for segmenters; leave them out")
-            found, table = _classified(finished, data, split, world, place)
+            finished = read_finished(spec)
+            if changes:
+                raise UserError(f"--{next(iter(changes))} is for pre-trainings; leave it out")
+            if isinstance(finished.model, Segmenter):
+                found, table = _segmented(finished, *where, dense or {})
+            else:
+                _refuse_dense(dense)
+                found, table = _classified(finished, *where)
     if not world.main:
         return {}
     result = {"model": str(spec), "data": str(data), "split": split, **found}
@@ -97,12 +112,36 @@ def _is_result(file: Path) -> bool:
     return isinstance(found, dict) and {"model", "data", "split"} <= set(found)
 
 
-def _classified(
-    finished: Finished, data: Data, split: str, world: World, device: torch.device
+def _refuse_dense(dense: Mapping[str, Any] | None) -> None:
+    if dense:
+        raise UserError("--mode, --scales and --flip are for segmenters; leave them out")
+
+
+def _predicted(
+    folder: Path,
+    changes: Mapping[str, Any],
+    data: Data,
+    split: str,
+    world: World,
+    device: torch.device,
 ) -> tuple[dict[str, Any], Table]:
+    source = _opened(data, split)
+    unreadable = Unreadable(source)
+    found = measured_at_masks(folder, source, changes, world, device, unreadable)
+    (count,) = world.sum_host([unreadable.count])
+    found["unreadable"] = round(count)
+    said = {name: value for name, value in found["masking"].items() if value is not None}
+    masks = ", ".join(f"{name} {value}" for name, value in said.items())
+    caption = f"{round(found['pictures'])} pictures, {round(found['places'])} places; {masks}"
+    table = prediction_table(found, caption)
+    assert table is not None
+    return found, table
+
+
+def _opened(data: Data, split: str) -> Source:
     if split not in get_args(Split):
         raise UserError(
-            f"--split {split}: labelled pictures have {', '.join(get_args(Split))}; for another "
+            f"--split {split}: there are {', '.join(get_args(Split))}; for another "
             "folder give that folder itself and --split all"
         )
     source = open_source(data, cast(Split, split))
@@ -111,6 +150,13 @@ def _classified(
             f"{source.name} has no {split} part to measure on (sets of a few pictures are not "
             "split by themselves): name another --split, such as all"
         )
+    return source
+
+
+def _classified(
+    finished: Finished, data: Data, split: str, world: World, device: torch.device
+) -> tuple[dict[str, Any], Table]:
+    source = _opened(data, split)
     unreadable = Unreadable(source)
     report = classified(finished, source, world, device, unreadable)
     model = finished.model

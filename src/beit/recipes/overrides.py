@@ -102,6 +102,19 @@ def apply_overrides(recipe: AnyRecipe, arguments: Sequence[str], flags: Sequence
     return replace(recipe, {name: parse_value(text or "") for name, text in changes.items()})
 
 
+def changes_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `--dotted.name value` words say, for a recipe that is yet to be read.
+
+    Raises:
+        UserError: A name has no value.
+    """
+    changes = dict(_pairs(arguments))
+    for name, text in changes.items():
+        if text is None:
+            raise UserError(f"--{name} needs a value, as in --{name} VALUE")
+    return {name: parse_value(text or "") for name, text in changes.items()}
+
+
 def replace(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
     """Return a variant of a recipe; keys are dotted names, and the result is validated whole.
 

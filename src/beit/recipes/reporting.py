@@ -4,7 +4,7 @@ A run that is still under way, or was broken off, has a report too: what is not 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from beit.recipes.figures import (
 from beit.recipes.fine_tuning_report import classification_sections, segmentation_sections
 from beit.recipes.initial import began_text
 from beit.recipes.models import PretrainRecipe
+from beit.recipes.prediction_table import prediction_table
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
 from beit.recipes.tokenizers import load_tokenizer
@@ -34,13 +35,6 @@ from beit.report.page import Figure, RunReport, Section, write
 from beit.report.tables import Table, spread_cell
 
 TOKENIZER_CURVES = ("loss", "mse", "perplexity", "kl", "kl_marginal", "temperature")
-PIXEL_ERRORS = {
-    "model": "loss",
-    "mean colour of ImageNet": "zero_loss",
-    "one patch for all places": "constant_loss",
-    "mean colour of the visible patches": "mean_colour_loss",
-    "copy the nearest visible patch": "neighbour_copy_loss",
-}
 PRETRAIN_CURVES = ("loss", "accuracy", "lr", "gradient_norm")
 
 
@@ -149,7 +143,7 @@ def _pretrain_sections(run: RunFiles) -> list[Section]:
         "baselines."
     )
     texts = [text, began] if (began := began_text(run.path)) else [text]
-    sections = [Section("Pre-training", texts, [figure], list(_baselines(run)))]
+    sections = [Section("Pre-training", texts, [figure], _baselines(run))]
     if run.finished and run.source is not None:
         sections += _model_sections(run, run.source)
     sections += _few_labels(run)
@@ -160,29 +154,10 @@ def _pretrain_sections(run: RunFiles) -> list[Section]:
     return sections
 
 
-def _baselines(run: RunFiles) -> Iterator[Table]:
-    rows, caption = run.metrics, "The whole validation set, at the last evaluation"
-    errors = [(name, latest(rows, key, "val")) for name, key in PIXEL_ERRORS.items()]
-    if errors[1][1] is not None:
-        header = ["prediction of masked pixels", "mean squared error"]
-        yield Table(header, [[n, "–" if e is None else f"{e:.4f}"] for n, e in errors], caption)
-        return
-    names = {
-        "model": ("accuracy", "loss"),
-        "most frequent code": ("most_frequent_accuracy", "constant_loss"),
-        "copy the nearest visible patch": ("neighbour_copy_accuracy", ""),
-    }
-    cells = []
-    for name, (accuracy, loss) in names.items():
-        right, nats = latest(rows, accuracy, "val"), latest(rows, loss, "val")
-        if right is None:
-            return
-        cells.append([name, f"{right:.1%}", "–" if nats is None else f"{nats:.3f}"])
-    yield Table(
-        ["prediction of masked places", "accuracy", "loss, nats"],
-        cells,
-        caption,
-    )
+def _baselines(run: RunFiles) -> list[Table]:
+    last = next((row for row in reversed(run.metrics) if row.get("split") == "val"), {})
+    table = prediction_table(last, "The whole validation set, at the last evaluation")
+    return [] if table is None else [table]
 
 
 def _model_sections(run: RunFiles, source: Source) -> list[Section]:
