@@ -152,7 +152,7 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(name: str, tmp_path: Path) 
 
 
 HELP = "demo tokenizer pretrain classify segment evaluate predict probe push data recipes".split()
-HELP += ["", "data check", "data info"]
+HELP += ["", "compare", "data check", "data info"]
 
 
 @pytest.mark.parametrize("command", [*HELP, "recipes list", "recipes show", "report"])

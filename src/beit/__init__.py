@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from beit.api import (
         classify,
+        compare,
         encoder,
         evaluate,
         load,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "classify",
+    "compare",
     "encoder",
     "evaluate",
     "load",

@@ -14,13 +14,17 @@ from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
 from beit.recipes import train
-from beit.recipes.catalogue import Task, recipe_named
+from beit.recipes.catalogue import (
+    Task,
+    recipe_named,
+    wanted_recipe,
+    wanted_tokenizer_recipe,
+)
 from beit.recipes.classify import classify as _classify
+from beit.recipes.comparing import compare
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.evaluating import evaluate
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
-from beit.recipes.named import pretrain_recipe, tokenizer_recipe
-from beit.recipes.named_downstream import classify_recipe, segment_recipe
 from beit.recipes.overrides import replace
 from beit.recipes.planning import PlanRequest
 from beit.recipes.planning import plan as _plan
@@ -36,6 +40,7 @@ from beit.tokenizer.protocol import Tokenizer
 
 __all__ = [
     "classify",
+    "compare",
     "encoder",
     "evaluate",
     "load",
@@ -59,26 +64,30 @@ MakeOptimiser = Callable[[list[dict[str, Any]]], Optimizer]
 
 @overload
 def recipe(
-    name: str, changes: Mapping[str, Any] | None = None, task: Literal["pretrain"] = "pretrain"
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    task: Literal["pretrain"] = "pretrain",
 ) -> PretrainRecipe: ...
 
 
 @overload
 def recipe(
-    name: str, changes: Mapping[str, Any] | None = None, *, task: Literal["classify"]
+    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["classify"]
 ) -> ClassifyRecipe: ...
 
 
 @overload
 def recipe(
-    name: str, changes: Mapping[str, Any] | None = None, *, task: Literal["segment"]
+    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["segment"]
 ) -> SegmentRecipe: ...
 
 
 def recipe(
-    name: str, changes: Mapping[str, Any] | None = None, task: Task = "pretrain"
+    name: str | Path, changes: Mapping[str, Any] | None = None, task: Task = "pretrain"
 ) -> PretrainRecipe | ClassifyRecipe | SegmentRecipe:
     """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
+
+    Or that of a run, or of a .yaml file: `recipe("runs/photos")`.
 
     A group's fields may stand together, and its others stay: `{"encoder": {"depth": 3}}`.
     The `tokenizer` field of a pre-training is the recipe of the tokenizer.
@@ -116,7 +125,7 @@ def encoder(
 
 
 def train_tokenizer(
-    recipe: str | TokenizerRecipe,
+    recipe: str | Path | TokenizerRecipe,
     data: GivenData,
     out: str | Path,
     *,
@@ -129,7 +138,8 @@ def train_tokenizer(
     """Stage 1, as `beit tokenizer`; returns what `--json` prints.
 
     Args:
-        recipe: A name, or a value such as `beit.recipe("tiny").tokenizer`.
+        recipe: A name, a run folder or .yaml file, or a value such as
+            `beit.recipe("tiny").tokenizer`.
         data: A folder of pictures, or any other source the command line takes; or an object: see
             `pictures`.
         out: The run folder.
@@ -139,14 +149,14 @@ def train_tokenizer(
         after_step: Called with the task and the number of each step that was made.
         optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
-    wanted = tokenizer_recipe(recipe) if isinstance(recipe, str) else recipe
+    wanted = wanted_tokenizer_recipe(recipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return train.train_tokenizer(wanted, request)
 
 
 def pretrain(  # noqa: PLR0913 - all but three by keyword
-    recipe: str | PretrainRecipe,
+    recipe: str | Path | PretrainRecipe,
     data: GivenData,
     out: str | Path,
     *,
@@ -162,7 +172,8 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
     """Stage 2, as `beit pretrain`; without `tokenizer` or `bank` stage 1 comes first.
 
     Args:
-        recipe: A name, or a value such as `beit.recipe("tiny", {"optim.lr": 3e-4})`.
+        recipe: A name, a run folder or .yaml file, or a value such as
+            `beit.recipe("tiny", {"optim.lr": 3e-4})`.
         data: A folder of pictures, or any other source the command line takes; or an object: see
             `pictures`.
         out: The run folder.
@@ -178,14 +189,14 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
         after_step: Called with the task and the number of each step that was made.
         optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
-    wanted = pretrain_recipe(recipe) if isinstance(recipe, str) else recipe
+    wanted = wanted_recipe(recipe, PretrainRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return train.pretrain(wanted, request, tokenizer, bank, str(init))
 
 
 def classify(  # noqa: PLR0913 - all but three by keyword
-    recipe: str | ClassifyRecipe,
+    recipe: str | Path | ClassifyRecipe,
     data: GivenData,
     out: str | Path,
     *,
@@ -200,7 +211,7 @@ def classify(  # noqa: PLR0913 - all but three by keyword
     """Fine-tune a classifier, as `beit classify`; returns what `--json` prints.
 
     Args:
-        recipe: A name from `beit recipes list`, or a recipe.
+        recipe: A name from `beit recipes list`, a run folder or .yaml file, or a recipe.
         data: Pictures, one folder a class, or an object: see `pictures`.
         out: The run folder.
         init: What to start from: a run, a model folder, a weight file, timm:NAME, or "none".
@@ -211,14 +222,14 @@ def classify(  # noqa: PLR0913 - all but three by keyword
         after_step: Called with the task and the number of each step that was made.
         optimiser: Makes another optimiser than AdamW; see `beit.engine.protocol.Hooks`.
     """
-    wanted = classify_recipe(recipe) if isinstance(recipe, str) else recipe
+    wanted = wanted_recipe(recipe, ClassifyRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return _classify(replace(wanted, changes or {}), request, str(init))
 
 
 def segment(  # noqa: PLR0913 - all but three by keyword
-    recipe: str | SegmentRecipe,
+    recipe: str | Path | SegmentRecipe,
     data: GivenData,
     out: str | Path,
     *,
@@ -234,7 +245,7 @@ def segment(  # noqa: PLR0913 - all but three by keyword
 
     As objects they are a pair of sources that have `mask` (`beit.data.pairs.PairSource`).
     """
-    wanted = segment_recipe(recipe) if isinstance(recipe, str) else recipe
+    wanted = wanted_recipe(recipe, SegmentRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
     return _segment(replace(wanted, changes or {}), request, str(init))
@@ -279,7 +290,7 @@ def predict(
 
 
 def plan(
-    recipe: str | PretrainRecipe | ClassifyRecipe | SegmentRecipe,
+    recipe: str | Path | PretrainRecipe | ClassifyRecipe | SegmentRecipe,
     *,
     images: int | None = None,
     data: GivenData | None = None,
@@ -292,7 +303,7 @@ def plan(
     """Time, memory and disk of a run, as `beit plan --json` prints them.
 
     Args:
-        recipe: A name from `beit recipes list`, or a recipe.
+        recipe: A name from `beit recipes list`, a run folder or .yaml file, or a recipe.
         images: Pictures to train on; or
         data: where they are, to time their reading too.
         devices: That share a batch.
@@ -301,7 +312,7 @@ def plan(
         changes: Recipe fields by dotted name.
         seconds: That timing steps may take, roughly.
     """
-    wanted = recipe_named(recipe, task)[1] if isinstance(recipe, str) else recipe
+    wanted = recipe_named(recipe, task)[1] if isinstance(recipe, (str, Path)) else recipe
     where = None if data is None else as_data(data)
     request = PlanRequest(images, where, devices, machine, seconds=seconds)
     return _plan(replace(wanted, changes or {}), request)

@@ -19,6 +19,7 @@ PAIRS = (
     "a folder with images/{train,val} and annotations/{train,val}: a mask of class numbers for "
     "each picture, 255 ignored (ADE20K's layout)"
 )
+RECIPES = "a name from `beit recipes list`, a run folder, or a recipe's .yaml file"
 OVERRIDES = (
     "Any recipe field can be set by its dotted name, for example --optim.lr 3e-4; "
     "`beit recipes show NAME` lists them all."

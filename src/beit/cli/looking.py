@@ -4,18 +4,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from beit.cli.arguments import SOURCES, add_command
+from beit.cli.arguments import RECIPES, SOURCES, add_command
 from beit.cli.planning import add_plan, add_task
 from beit.cli.preparing import add_pack
 
 
 def add(commands: Any) -> None:
-    """Add `demo`, `data`, `recipes`, `plan` and `report`."""
+    """Add `demo`, `data`, `recipes`, `plan`, `report` and `compare`."""
     _demo(commands)
     _data(commands)
     _recipes(commands)
     add_plan(commands)
     _report(commands)
+    _compare(commands)
 
 
 def _demo(commands: Any) -> None:
@@ -56,7 +57,7 @@ def _recipes(commands: Any) -> None:
     show = add_command(
         actions, "show", "show every field of a recipe, its size and cost", _run_recipes_show
     )
-    show.add_argument("recipe", metavar="NAME", help="a name from `beit recipes list`")
+    show.add_argument("recipe", metavar="NAME", help=RECIPES)
     add_task(show)
     show.set_defaults(takes_overrides=True)
 
@@ -66,6 +67,12 @@ def _report(commands: Any) -> None:
     report = add_command(commands, "report", text, _run_report)
     report.add_argument("run_folder", metavar="RUN", help="a run folder")
     report.add_argument("--data", metavar="SRC", help="pictures to show; the run's own by default")
+
+
+def _compare(commands: Any) -> None:
+    text = "runs side by side: the recipe fields that differ, and what was measured last"
+    compare = add_command(commands, "compare", text, _run_compare)
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="run folders of one command")
 
 
 def _run_demo(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,3 +114,9 @@ def _run_report(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         print(f"report: {page}")
     return {"report": str(page)}
+
+
+def _run_compare(options: argparse.Namespace) -> dict[str, Any]:
+    from beit.recipes.comparing import compare
+
+    return compare(options.runs, quiet=options.json)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, Parser, add_command, flags
+from beit.cli.arguments import OVERRIDES, RECIPES, Parser, add_command, flags
 
 
 def add_plan(commands: Any) -> None:
@@ -11,7 +11,7 @@ def add_plan(commands: Any) -> None:
     text = "estimate the time, memory and disk of a run"
     plan = add_command(commands, "plan", text, _run_plan, epilog=OVERRIDES)
     plan.set_defaults(takes_overrides=True)
-    plan.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
+    plan.add_argument("recipe", metavar="RECIPE", help=RECIPES)
     plan.add_argument("--images", type=int, metavar="N", help="how many pictures to train on; or")
     plan.add_argument("--data", metavar="SRC", help="the pictures themselves: reading is timed too")
     plan.add_argument(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, SOURCES, add_command, flags
+from beit.cli.arguments import OVERRIDES, RECIPES, SOURCES, add_command, flags
 from beit.cli.devices import add_devices, launched
 from beit.errors import UserError
 
@@ -14,9 +14,7 @@ def add_bank(commands: Any) -> None:
     text = "compute visual tokens once, for many pre-training runs"
     bank = add_command(commands, "bank", text, _run_bank, epilog=OVERRIDES)
     bank.set_defaults(takes_overrides=True)
-    bank.add_argument(
-        "recipe", metavar="RECIPE", help="the run's recipe: a name from `beit recipes list`"
-    )
+    bank.add_argument("recipe", metavar="RECIPE", help=f"the run's recipe: {RECIPES}")
     bank.add_argument("--data", metavar="SRC", required=True, help=SOURCES)
     bank.add_argument(
         "--out", metavar="BANK", required=True, help="folder to create, or to continue"
@@ -68,14 +66,14 @@ def _run_pack(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_bank(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.recipes.catalogue import require_recipe_for
-    from beit.recipes.named import pretrain_recipe
+    from beit.recipes.catalogue import wanted_recipe
+    from beit.recipes.models import PretrainRecipe
     from beit.recipes.overrides import apply_overrides
 
     if options.bank_views is not None and options.bank_views < 1:
         raise UserError(f"--bank-views {options.bank_views}: a bank holds at least one view")
-    require_recipe_for("pretrain", options.recipe)
-    recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, flags(options))
+    named = wanted_recipe(options.recipe, PretrainRecipe)
+    recipe = apply_overrides(named, options.overrides, flags(options))
     if launched(options):
         return None
     from beit.recipes.banking import make_bank

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from beit.cli.arguments import OVERRIDES, PAIRS, SOURCES, Parser, add_command, flags
+from beit.cli.arguments import OVERRIDES, PAIRS, RECIPES, SOURCES, Parser, add_command, flags
 from beit.cli.devices import add_devices, launched
 from beit.cli.preparing import add_bank
 
@@ -55,7 +55,7 @@ def _fine_tuning(commands: Any, name: str, text: str, run: Any, data: str = SOUR
 def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES) -> Parser:
     command = add_command(commands, name, text, run, epilog=OVERRIDES)
     command.set_defaults(takes_overrides=True)
-    command.add_argument("recipe", metavar="RECIPE", help="a name from `beit recipes list`")
+    command.add_argument("recipe", metavar="RECIPE", help=RECIPES)
     command.add_argument("--data", metavar="SRC", required=True, help=data)
     command.add_argument("--out", metavar="RUN", required=True, help="run folder to create")
     command.add_argument("--resume", action="store_true", help="continue the run in RUN")
@@ -69,12 +69,11 @@ def _training(commands: Any, name: str, text: str, run: Any, data: str = SOURCES
 
 
 def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.recipes.catalogue import require_recipe_for
-    from beit.recipes.named import tokenizer_recipe
+    from beit.recipes.catalogue import wanted_tokenizer_recipe
     from beit.recipes.overrides import apply_overrides
 
-    require_recipe_for("pretrain", options.recipe)
-    recipe = apply_overrides(tokenizer_recipe(options.recipe), options.overrides, flags(options))
+    named = wanted_tokenizer_recipe(options.recipe)
+    recipe = apply_overrides(named, options.overrides, flags(options))
     if launched(options):
         return None
     from beit.recipes.stage import RunRequest
@@ -84,12 +83,13 @@ def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.recipes.catalogue import require_recipe_for
-    from beit.recipes.named import pretrain_recipe
+    from beit.recipes.catalogue import wanted_recipe
+    from beit.recipes.models import PretrainRecipe
     from beit.recipes.overrides import apply_overrides
 
-    require_recipe_for("pretrain", options.recipe)
-    recipe = apply_overrides(pretrain_recipe(options.recipe), options.overrides, flags(options))
+    recipe = apply_overrides(
+        wanted_recipe(options.recipe, PretrainRecipe), options.overrides, flags(options)
+    )
     if launched(options):
         return None
     from beit.recipes.stage import RunRequest
@@ -100,13 +100,12 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.recipes.catalogue import require_recipe_for
-    from beit.recipes.named_downstream import classify_recipe
+    from beit.recipes.catalogue import wanted_recipe
+    from beit.recipes.downstream_models import ClassifyRecipe
     from beit.recipes.overrides import apply_overrides
 
-    require_recipe_for("classify", options.recipe)
     words = [*_shorthand(options), *options.overrides]
-    recipe = apply_overrides(classify_recipe(options.recipe), words, flags(options))
+    recipe = apply_overrides(wanted_recipe(options.recipe, ClassifyRecipe), words, flags(options))
     if launched(options):
         return None
     from beit.recipes.classify import classify
@@ -116,13 +115,12 @@ def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any] | None:
-    from beit.recipes.catalogue import require_recipe_for
-    from beit.recipes.named_downstream import segment_recipe
+    from beit.recipes.catalogue import wanted_recipe
+    from beit.recipes.downstream_models import SegmentRecipe
     from beit.recipes.overrides import apply_overrides
 
-    require_recipe_for("segment", options.recipe)
     words = [*_shorthand(options), *options.overrides]
-    recipe = apply_overrides(segment_recipe(options.recipe), words, flags(options))
+    recipe = apply_overrides(wanted_recipe(options.recipe, SegmentRecipe), words, flags(options))
     if launched(options):
         return None
     from beit.recipes.segment import segment

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from beit.data.file_table import changed_files
 from beit.data.sources import Source
@@ -22,6 +21,7 @@ from beit.recipes.build import (
 from beit.recipes.downstream_models import COMMANDS, ClassifyRecipe, Recipe, SegmentRecipe, kind_of
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import LATER_FIELDS, deciding_fields
+from beit.recipes.recipe_files import read_recipe
 from beit.tasks.mixing import MixSettings
 from beit.tasks.tokenize import TokenizeSettings
 
@@ -88,22 +88,6 @@ def refuse_other_recipe(recipe: Recipe, file: Path) -> None:
                 f"the run in {file.parent} was made with --{name} {was}, not {now}; "
                 "resume with the same recipe or choose another --out"
             )
-
-
-def read_recipe(file: Path) -> dict[str, Any]:
-    """Read a run folder's recipe.yaml as plain data.
-
-    Raises:
-        UserError: It is not YAML, or not a recipe.
-    """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read as a recipe ({reason})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} is not a recipe")
-    return tree
 
 
 def refuse_other_data(source: Source, file: Path, *, accepted: bool) -> bool:

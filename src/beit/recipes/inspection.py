@@ -23,7 +23,7 @@ def show_recipe(
 
     result = {
         "name": name,
-        "description": list_recipes()[owner][name],
+        "description": list_recipes()[owner].get(name, f"as in {name}"),
         "recipe": recipe.model_dump(mode="json"),
         **counted(recipe),
     }

@@ -223,6 +223,8 @@ def _sentence(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "extra_forbidden":
         return f"there is no recipe field {place}"
+    if first["type"] == "missing":
+        return f"there is no {place}"
     if not place:
         return message
     if first["type"] in ("tuple_type", "list_type"):

@@ -8,9 +8,8 @@ from typing import Any
 
 from beit.data.sources import Data, Source, open_source
 from beit.errors import UserError
-from beit.recipes.checks import read_recipe
-from beit.recipes.downstream_models import Recipe, kind_of
-from beit.recipes.overrides import validated
+from beit.recipes.downstream_models import Recipe
+from beit.recipes.recipe_files import recipe_in
 from beit.report.metrics import Row, read_metrics
 
 HANDED_OVER = "handed_over"  # in source.json: the pictures came from Python, and lie nowhere
@@ -36,8 +35,7 @@ class RunFiles:
     @cached_property
     def recipe(self) -> Recipe:
         """What the run was asked to do."""
-        tree = read_recipe(self.path / "recipe.yaml")
-        return validated(kind_of(tree), tree, f"{self.path / 'recipe.yaml'}: ")
+        return recipe_in(self.path / "recipe.yaml")
 
     @cached_property
     def metrics(self) -> list[Row]:
@@ -54,6 +52,11 @@ class RunFiles:
     def _noted(self) -> dict[str, Any]:
         file = self.path / "source.json"
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Of the pictures to train on, wherever they were; empty where it was not written down."""
+        return str(self._noted.get("fingerprint", ""))
 
     @cached_property
     def source(self) -> Source | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from beit.recipes.build import choose_token_precision
-from beit.recipes.checks import read_recipe
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import LATER_FIELDS, replace
+from beit.recipes.recipe_files import read_recipe
 from beit.tokenizer.bank import TokenBank
 
 FIELD = "tokens.precision"
