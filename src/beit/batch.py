@@ -18,6 +18,7 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # in a target: the pixel counts for nothing, be it unlabelled or outside the picture
 
 _Travels = TypeVar("_Travels", bound="Travels")
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,18 @@ class ImageBatch(Travels):
     label: Tensor | None = None  # (B,) int64, -1 = unlabelled
     target: Tensor | None = None  # (B, H, W) uint8 class of each pixel of the patch view
     replaced: tuple[tuple[int, str], ...] = ()  # (index, reason) of pictures that could not be read
+
+
+def needed(part: _Part | None, name: str) -> _Part:
+    """A part of a batch that a task cannot do without.
+
+    Args:
+        part: What the batch has there.
+        name: What it is called, for the sentence.
+
+    Raises:
+        ValueError: It has nothing there.
+    """
+    if part is None:
+        raise ValueError(f"the batch has no {name}, which is needed here")
+    return part

@@ -263,3 +263,14 @@ def test_bfloat16_autocast_stays_close(config: EncoderConfig) -> None:
         rounded = encoder(images).tokens
     assert rounded.dtype == torch.float32
     assert (rounded - exact).norm() / exact.norm() < 0.03
+
+
+def test_other_shapes_are_told_what_is_wanted() -> None:
+    encoder, images = shaken(PLAIN), pictures()
+    for wrong in (images[..., :8], images[:, :2], images[0], images.byte()):
+        with pytest.raises(ValueError, match=r"takes normalised floats of shape \(B, 3, 8, 12\)"):
+            encoder(wrong)
+    mask = torch.zeros(2, 2, 3).bool()
+    for wrong in (mask.int(), mask.transpose(1, 2), mask.flatten(1)):
+        with pytest.raises(ValueError, match=r"torch\.bool of shape \(B, 2, 3\)"):
+            encoder(images, wrong)

@@ -1,5 +1,7 @@
 """Laws and learning of the pre-training model."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,13 @@ def test_pixel_head_fits() -> None:
     model = MaskedImageModel(model_of("plus").encoder, MaskedPixelHead(24, 48))
     images, _ = _batch(2)
     assert model(images, masks_of(2, 9)).shape == (2, 9, 48)
+
+
+def test_a_mere_grid_is_told_what_makes_masks_of_it() -> None:
+    model, (images, _) = model_of("plus"), _batch(2)
+    masks: Any = masks_of(2, 9).grid
+    with pytest.raises(ValueError, match=r"Masks\.from_grid\(grid\)"):
+        model(images, masks)
 
 
 @pytest.mark.parametrize("preset", ["paper", "plus"])

@@ -58,3 +58,8 @@ def _embeddings(absolute: bool) -> Embeddings:
     for parameter in embeddings.parameters():
         torch.nn.init.normal_(parameter)
     return embeddings
+
+
+def test_patches_that_do_not_fit_are_told() -> None:
+    with pytest.raises(ValueError, match="pictures of 8 x 12 pixels .* patches of 8 x 5"):
+        patchify(torch.zeros(1, 3, 8, 12), (8, 5))

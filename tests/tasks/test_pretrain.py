@@ -1,6 +1,7 @@
 """Masked image modelling: the loss by hand, nothing but masked places, learning in seconds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,3 +169,15 @@ def test_overfits_one_batch(pixels: bool) -> None:
     assert last < 0.05 * first
     if not pixels:
         assert output.metrics["accuracy"].item() == 1.0
+
+
+def test_a_batch_that_lacks_something_is_told_what() -> None:
+    batch = batch_of(2)
+    context = StepContext(seed=5, step=0, total_steps=10, rows=range(2))
+    for pixels, lacking, expected in (
+        (False, replace(batch, token_view=None), "no token_view .* and no codes"),
+        (False, replace(batch, masks=None), "no masks"),
+        (True, replace(batch, patch_view=None), "no patch_view"),
+    ):
+        with pytest.raises(ValueError, match=f"the batch has {expected}"):
+            build(pixels=pixels)(lacking, context)

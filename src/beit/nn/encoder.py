@@ -145,7 +145,6 @@ class Encoder(nn.Module):
         return layer % depth
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        assert images.shape[-2:] == self.config.image_size, (images.shape, self.config.image_size)
         return self.embeddings(images, mask)  # type: ignore[no-any-return]
 
     def _shared_bias(self) -> Tensor | None:

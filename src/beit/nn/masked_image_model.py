@@ -50,7 +50,15 @@ class MaskedImageModel(nn.Module):
 
         Returns:
             (B, M, K) logits or pixels at the listed places, padding included.
+
+        Raises:
+            ValueError: The masks are a mere grid, or something is of another shape.
         """
+        if isinstance(masks, Tensor):
+            raise ValueError(
+                "masks are a grid and a list of the places to predict: give "
+                "beit.batch.Masks.from_grid(grid) instead of a tensor"
+            )
         read = 1 + masks.index  # the special token is token 0
         output = self.encoder(images, masks.grid, path_draws=path_draws, read=read)
         return self.head(output.tokens)  # type: ignore[no-any-return]

@@ -20,9 +20,16 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     Returns:
         (B, N, C * height * width); inside a patch channels come first, as in a convolution's
         weight, so that a stride-P convolution is a linear layer on these.
+
+    Raises:
+        ValueError: It does not.
     """
     height, width = patch_size
-    assert images.shape[-2] % height == 0 and images.shape[-1] % width == 0, images.shape
+    if images.shape[-2] % height or images.shape[-1] % width:
+        raise ValueError(
+            f"pictures of {images.shape[-2]} x {images.shape[-1]} pixels cannot be cut into "
+            f"patches of {height} x {width}"
+        )
     batch, channels, rows, columns = images.shape
     cut = images.reshape(batch, channels, rows // height, height, columns // width, width)
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -51,6 +58,8 @@ class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
+        self.image_shape = (config.channels, *config.image_size)
+        self.grid = config.grid
         self.projection = nn.Linear(config.patch_values, config.width)
         # Three dimensions, so that "no decay on 1-D parameters" does not catch the mask embedding,
         # which the reference decays.
@@ -72,7 +81,11 @@ class Embeddings(nn.Module):
 
         Returns:
             (B, 1 + N, D) with the special token first, in the parameters' type.
+
+        Raises:
+            ValueError: Images or mask are of another shape or type.
         """
+        self._refuse_others(images, mask)
         patches = self.projection(patchify(images, self.patch_size))  # (B, N, D)
         patches = patches.to(self.special_token.dtype)  # the residual stream is not autocast
         if mask is not None:
@@ -81,3 +94,19 @@ class Embeddings(nn.Module):
         special = self.special_token.expand(images.shape[0], -1, -1)
         tokens = torch.cat((special, patches), dim=1)
         return tokens if self.positions is None else tokens + self.positions
+
+    def _refuse_others(self, images: Tensor, mask: Tensor | None) -> None:
+        """Only shapes are looked at, so that no device is asked."""
+        if tuple(images.shape[1:]) != self.image_shape or not images.is_floating_point():
+            wanted = ", ".join(str(size) for size in self.image_shape)
+            raise ValueError(
+                f"this encoder takes normalised floats of shape (B, {wanted}), not "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
+        if mask is not None and (
+            tuple(mask.shape[1:]) != self.grid or mask.dtype is not torch.bool
+        ):
+            raise ValueError(
+                f"a mask is torch.bool of shape (B, {self.grid[0]}, {self.grid[1]}), True where a "
+                f"patch is masked, not {mask.dtype} of shape {tuple(mask.shape)}"
+            )

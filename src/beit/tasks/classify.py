@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from beit.batch import ImageBatch
+from beit.batch import ImageBatch, needed
 from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.classifier import Classifier
 from beit.tasks.fine_tuning import dropout_cutting, layer_decay_scales, undecayed
@@ -38,17 +38,17 @@ class ClassifyTask(nn.Module):
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Cross-entropy and accuracy of a labelled batch."""
-        assert batch.patch_view is not None and batch.label is not None
+        images, label = needed(batch.patch_view, "patch_view"), needed(batch.label, "label")
         config = self.model.encoder.config
-        images, targets, draws = batch.patch_view, batch.label, None
+        targets, draws = label, None
         if self.training:
             images, targets = mixed(images, targets, self.model.classes, context, self.mixing)
         if self.training and config.drop_path:
-            draws = context.uniform(2 * config.depth, "stochastic depth", batch.label.device)
+            draws = context.uniform(2 * config.depth, "stochastic depth", label.device)
         logits = self.model(images, draws)
         loss = functional.cross_entropy(logits.float(), targets)
-        accuracy = (logits.detach().argmax(-1) == batch.label).float().mean()
-        weight = torch.full((), float(len(batch.label)), device=loss.device)
+        accuracy = (logits.detach().argmax(-1) == label).float().mean()
+        weight = torch.full((), float(len(label)), device=loss.device)
         return StepOutput(loss, weight, {"accuracy": accuracy})
 
     def undecayed_parameters(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from beit.batch import ImageBatch
+from beit.batch import ImageBatch, needed
 from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.patches import patchify
@@ -17,6 +17,8 @@ from beit.objectives.masked import masked_pixel_loss, masked_token_loss
 from beit.tasks.fine_tuning import dropout_cutting, undecayed
 from beit.tokenizer.protocol import Tokenizer
 from beit.tokenizer.reading import TokenReader
+
+_VIEW = "token_view (the pictures as the tokenizer sees them) and no codes"
 
 
 class Target(Protocol):
@@ -73,16 +75,15 @@ class VisualTokens:
         """(B, N) int64 codes: those that the batch brings, or of its token view."""
         if batch.codes is not None:
             return batch.codes.flatten(1)
-        assert batch.token_view is not None
-        return self.tokenizer.codes(batch.token_view).flatten(1)
+        return self.tokenizer.codes(needed(batch.token_view, _VIEW)).flatten(1)
 
     def listed(self, batch: ImageBatch) -> Tensor:
         """(B, M) int64 codes at the listed places."""
-        assert batch.masks is not None
+        masks = needed(batch.masks, "masks")
         if batch.codes is not None or not self.listed_only:
-            return batch.masks.gather(self.of(batch))
-        assert batch.token_view is not None and isinstance(self.tokenizer, TokenReader)
-        return self.tokenizer.codes_at(batch.token_view, batch.masks.index)
+            return masks.gather(self.of(batch))
+        assert isinstance(self.tokenizer, TokenReader), "only a TokenReader reads listed places"
+        return self.tokenizer.codes_at(needed(batch.token_view, _VIEW), masks.index)
 
 
 class Pixels:
@@ -94,13 +95,11 @@ class Pixels:
 
     def of(self, batch: ImageBatch) -> Tensor:
         """(B, N, P) normalised pixels."""
-        assert batch.patch_view is not None
-        return patchify(batch.patch_view, self.patch_size)
+        return patchify(needed(batch.patch_view, "patch_view"), self.patch_size)
 
     def listed(self, batch: ImageBatch) -> Tensor:
         """(B, M, P) at the listed places."""
-        assert batch.masks is not None
-        return batch.masks.gather(self.of(batch))
+        return needed(batch.masks, "masks").gather(self.of(batch))
 
 
 class PretrainTask(nn.Module):
@@ -122,11 +121,11 @@ class PretrainTask(nn.Module):
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Predict the targets of masked patches and score them."""
-        assert batch.patch_view is not None and batch.masks is not None
+        images, masks = needed(batch.patch_view, "patch_view"), needed(batch.masks, "masks")
         target = self.target.listed(batch)  # (B, M, ...)
-        draws = self._path_draws(batch.patch_view.device, context)
-        prediction: Tensor = self.model(batch.patch_view, batch.masks, draws)
-        output: StepOutput = self.scoring(prediction, target, batch.masks.weight)
+        draws = self._path_draws(images.device, context)
+        prediction: Tensor = self.model(images, masks, draws)
+        output: StepOutput = self.scoring(prediction, target, masks.weight)
         return output
 
     def undecayed_parameters(self) -> frozenset[str]:

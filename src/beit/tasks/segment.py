@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from beit.batch import IGNORED, ImageBatch
+from beit.batch import IGNORED, ImageBatch, needed
 from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.nn.segmenter import Segmenter
 from beit.objectives.pixels import pixel_cross_entropy
@@ -57,10 +57,9 @@ class SegmentTask(nn.Module):
 
         The patch view is (B, 3, H, W) normalised floats, the target (B, H, W) classes.
         """
-        assert batch.patch_view is not None and batch.target is not None
-        device = batch.patch_view.device
-        output = self.model(batch.patch_view, *self._draws(context, device))
-        how = batch.target, self.ignore_index, self.class_weights
+        images, target = needed(batch.patch_view, "patch_view"), needed(batch.target, "target")
+        output = self.model(images, *self._draws(context, images.device))
+        how = target, self.ignore_index, self.class_weights
         loss, accuracy, count = pixel_cross_entropy(output.logits, *how)
         if output.auxiliary is not None:
             second, _, _ = pixel_cross_entropy(output.auxiliary, *how)

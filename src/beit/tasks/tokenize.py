@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from beit.batch import ImageBatch
+from beit.batch import ImageBatch, needed
 from beit.engine.protocol import Cutting, StepContext, StepOutput
 from beit.errors import UserError
 from beit.objectives.evidence_bound import (
@@ -91,8 +91,7 @@ class TokenizeTask(nn.Module):
 
     def forward(self, batch: ImageBatch, context: StepContext) -> StepOutput:
         """Loss: minus the relaxed bound a pixel value, plus the extra marginal term."""
-        images = batch.token_view
-        assert images is not None
+        images = needed(batch.token_view, "token_view")
         progress = context.progress
         logits = self.model.logits(images)  # (B, K, h, w)
         weights = gumbel_softmax(
