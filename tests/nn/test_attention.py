@@ -1,5 +1,7 @@
 """Attention against a slow oracle, and its two forms against each other."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -78,6 +80,14 @@ def test_recomputed_attention_has_the_gradients_of_autograd(biased: bool) -> Non
     wanted = given if biased else given[:3]
     expected = torch.autograd.grad((written_out * weight).sum(), wanted)
     torch.testing.assert_close(torch.autograd.grad((mixed * weight).sum(), wanted), expected)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_recomputed_attention_has_second_derivatives(biased: bool) -> None:
+    given = [tensor.double().requires_grad_() for tensor in _inputs(2, 2, 3, 2)]
+    inputs: Any = given if biased else [*given[:3], None]
+    assert torch.autograd.gradcheck(RecomputedAttention.apply, inputs)
+    assert torch.autograd.gradgradcheck(RecomputedAttention.apply, inputs)
 
 
 def test_a_learned_bias_makes_nothing_large_to_be_kept() -> None:

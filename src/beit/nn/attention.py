@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from beit.nn.fused_attention import fused_attention, is_leaving, is_made_for
@@ -37,7 +36,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
 
     torch's kernels for a CPU are slower than the products written out where there is a bias, which
     they cannot learn, or where numbers are bfloat16. Nowhere are the scores kept for the backward
-    pass.
+    pass. The products written out have second derivatives, torch's kernels only under
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     if bias is not None:
         bias = bias.to(query.dtype)
@@ -88,9 +88,8 @@ class RecomputedAttention(torch.autograd.Function):
             return attention_probabilities(query, key, bias) @ value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The gradients of query, key, value and bias."""
+        """The gradients of query, key, value and bias; made so that they have gradients again."""
         query, key, value, bias = ctx.saved_tensors
         # Strided views of one projection: each product would copy them anew.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
