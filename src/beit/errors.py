@@ -27,8 +27,11 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived; the state is saved and the message tells how to go on."""
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C arrived; the state is saved and the message tells how to go on.
+
+    As any other Ctrl-C it is no Exception: a sweep that leaves out runs that fail ends by it.
+    """
 
 
 def disk_complaint(error: BaseException) -> str | None:

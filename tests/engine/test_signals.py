@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def test_saves_leaves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Sign
     assert Checkpoints(folder / "checkpoints").steps()[-1] == 7
     run_toy(folder)
     assert hash_of(folder) == hash_of(tmp_path / "whole")
+
+
+def test_a_sweep_that_leaves_out_failing_runs_ends_by_a_signal(tmp_path: Path) -> None:
+    def hook(done: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    begun = []
+    with pytest.raises(KeyboardInterrupt, match="go on with the same command"):
+        for number in range(3):
+            begun.append(number)
+            with suppress(Exception):
+                run_toy(tmp_path / str(number), hook=hook)
+    assert begun == [0]
 
 
 def test_an_evaluation_is_broken_off_and_done_again(tmp_path: Path) -> None:

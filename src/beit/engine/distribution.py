@@ -176,7 +176,7 @@ def _is_left_alone(error: Exception) -> bool:
     return isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error)
 
 
-def _status(error: Exception) -> int:
+def _status(error: BaseException) -> int:
     if isinstance(error, Interrupted):
         return 128 + int(getattr(error, "signal", 2))
     return 2 if isinstance(error, UserError) else 1

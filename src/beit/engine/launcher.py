@@ -72,7 +72,7 @@ def launch(processes: int, argv: Sequence[str], device: str = "cpu", *, restarts
         print(told, file=sys.stderr, flush=True)
 
 
-def _run(processes: int, argv: Sequence[str], folder: Path) -> tuple[Exception | None, bool]:
+def _run(processes: int, argv: Sequence[str], folder: Path) -> tuple[BaseException | None, bool]:
     """Run the ranks once: what failed, and whether the same would happen again."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -250,7 +250,7 @@ def _told(data: "dict[str, Any]") -> "dict[str, Any]":
     return {"message": str(inner["message"]), **inner["extraInfo"]}
 
 
-def _stopped(folder: Path) -> Exception | None:
+def _stopped(folder: Path) -> BaseException | None:
     """What the ranks said when a signal had stopped them; they leave with status 0 then."""
     for path in sorted(folder.glob("logs/**/error.json"), reverse=True):
         told = _told(json.loads(path.read_text(encoding="utf-8")))
