@@ -10,6 +10,7 @@ Outputs and gradients are found equal, up to the precision, before anything is t
 import argparse
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,7 @@ def _compared(options: argparse.Namespace, given: list[Tensor]) -> dict[str, Any
     row = _shape(options, given) | {"apart from float32": _assert_equal(ways, given)}
     for what, pass_of in (("forward", _there), ("forward and backward", _there_and_back)):
         calls = {
-            name: _repeated(lambda way=way, go=pass_of: go(way, given), device)  # type: ignore[misc]
-            for name, way in ways.items()
+            name: _repeated(partial(pass_of, way, given), device) for name, way in ways.items()
         }
         seconds = _timed(options, calls, device)
         row[what] = {
@@ -149,7 +149,7 @@ def _with_blocks(options: argparse.Namespace, given: list[Tensor]) -> dict[str, 
             label = " ".join(f"{part}" for part in blocks)
             try:
                 _assert_equal({**_ways(), "ours": fused_attention}, given)
-                call = _repeated(lambda go=go: go(fused_attention, given), device)  # type: ignore[misc]
+                call = _repeated(partial(go, fused_attention, given), device)
                 seconds = _timed(options, {label: call}, device)
                 row.setdefault(name, {})[label] = _milliseconds(seconds, device)[label]
             except Exception as error:  # too large for the card, or wrong

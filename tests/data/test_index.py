@@ -141,13 +141,12 @@ def test_what_counts_as_a_picture_may_change(
     _fill(tmp_path, "1.png", "2.heic")
     without = formats.SUFFIXES - {b".heic"}
     with monkeypatch.context() as patch:
-        for module in (formats, index):
-            patch.setattr(module, "SUFFIXES", without)
-        patch.setattr(index, "FOREIGN_SUFFIXES", frozenset([b".heic"]))
+        patch.setattr(formats, "SUFFIXES", without)
+        patch.setattr(formats, "FOREIGN_SUFFIXES", frozenset([b".heic"]))
         source = FolderSource(os.fsencode(tmp_path), "all")
         assert len(source) == 1 and "pip install" in remarks(source)[0]
-    for module in (formats, index):
-        monkeypatch.setattr(module, "SUFFIXES", without | {b".heic"})
+    monkeypatch.setattr(formats, "SUFFIXES", without | {b".heic"})
+    monkeypatch.setattr(formats, "FOREIGN_SUFFIXES", frozenset())
     source = FolderSource(os.fsencode(tmp_path), "all")
     assert len(source) == 2 and remarks(source) == []
 

@@ -233,8 +233,8 @@ def _check_header(image: Image.Image, pixel_limit: int) -> None:
     if width * height > pixel_limit:
         raise BadPicture(f"{width} x {height} pixels, more than {pixel_limit}")
     # Of these the first, or the one that is called the primary, is what every viewer shows.
-    several = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
-    if several:
+    first_alone = image.format in ("MPO", "HEIF")
+    if getattr(image, "is_animated", False) and not first_alone:
         raise BadPicture("several pages" if image.format == "TIFF" else "animated")
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from beit.data.decode import decode, read_bytes
-from beit.data.index import FolderSource, picture_suffix
+from beit.data.formats import picture_suffix
+from beit.data.index import FolderSource
 from beit.data.naming import encode_path, printable
 from beit.errors import UserError
 

@@ -5,6 +5,8 @@ AVIF comes with most builds of Pillow; HEIF, the format of telephones, with the 
 """
 
 import importlib.util
+import os
+from collections.abc import Mapping
 from functools import cache
 
 # Pillow does not register these by itself.
@@ -45,6 +47,28 @@ _FAMILY_OF_HEIF = b"ftyp"  # at the fifth byte
 def readable() -> list[str]:
     """The endings that count as pictures here, for what was listed to be known by."""
     return sorted(suffix.decode() for suffix in SUFFIXES)
+
+
+def picture_suffix(name: bytes) -> bool:
+    """Whether a visible file's name ends as a picture's does."""
+    return not name.startswith(b".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def foreign_suffix(name: bytes) -> str | None:
+    """The ending of a visible file that is a picture for others, in small letters."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix.decode() if suffix in FOREIGN_SUFFIXES and not name.startswith(b".") else None
+
+
+def counted(endings: Mapping[str, int]) -> str:
+    """How many files there are of each ending, in words."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+
+
+def way_out(endings: Mapping[str, int]) -> str:
+    """What to do about files of these endings."""
+    heif = {".heic", ".heif", ".hif"} & set(endings)
+    return "convert them to JPEG or PNG" + (', or pip install "beit[heif]"' if heif else "")
 
 
 def formats_for(data: bytes) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from beit.data.cache import (
 )
 from beit.data.decode import read_bytes
 from beit.data.file_table import FileTable
-from beit.data.formats import FOREIGN_SUFFIXES, SUFFIXES, readable
+from beit.data.formats import counted, foreign_suffix, picture_suffix, readable, way_out
 from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import PackedNames, printable
 from beit.data.packed import PackedSource, Split
@@ -67,17 +66,6 @@ class _Directories:
 
 class NoPicture(UserError):
     """There is none below a folder."""
-
-
-def picture_suffix(name: bytes) -> bool:
-    """Whether a visible file's name ends as a picture's does."""
-    return not name.startswith(b".") and os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def foreign_suffix(name: bytes) -> str | None:
-    """The ending of a visible file that is a picture for others, in small letters."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix.decode() if suffix in FOREIGN_SUFFIXES and not name.startswith(b".") else None
 
 
 def folder_index(root: bytes, *, rescan: bool = False) -> Path:
@@ -148,17 +136,6 @@ def _scan(root: bytes) -> tuple[Layout, NDArray[np.int64], _Directories, Counter
             + (f"; {counted(foreign)} cannot be read: {way_out(foreign)}" if foreign else "")
         )
     return builder.finish(), np.array(times, np.int64), directories, foreign
-
-
-def counted(endings: Mapping[str, int]) -> str:
-    """How many files there are of each ending, in words."""
-    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
-
-
-def way_out(endings: Mapping[str, int]) -> str:
-    """What to do about files of these endings."""
-    heif = {".heic", ".heif", ".hif"} & set(endings)
-    return "convert them to JPEG or PNG" + (', or pip install "beit[heif]"' if heif else "")
 
 
 def _entries(root: bytes, relative: bytes, foreign: Counter[str]) -> list[_Entry]:

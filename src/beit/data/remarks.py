@@ -1,6 +1,6 @@
 """What is worth knowing about data before a run is spent on it, and is no fault."""
 
-from beit.data.index import counted, way_out
+from beit.data.formats import counted, way_out
 from beit.data.naming import printable
 from beit.data.packed import PackedSource
 from beit.data.part_names import TEST

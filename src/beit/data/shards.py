@@ -31,8 +31,7 @@ from beit.data.cache import (
     save_array,
 )
 from beit.data.file_table import FileTable
-from beit.data.formats import readable
-from beit.data.index import foreign_suffix, picture_suffix
+from beit.data.formats import foreign_suffix, picture_suffix, readable
 from beit.data.layout import Layout, LayoutBuilder
 from beit.data.naming import printable
 from beit.data.packed import Split

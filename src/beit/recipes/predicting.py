@@ -31,9 +31,7 @@ from beit.recipes.segment import logits_of, settings_of
 from beit.report.overlays import Colours, index_png, overlay
 
 BATCH = 64
-_LONGEST = (
-    200  # bytes of a stem: 255 with a number, .overlay.png and the mark of an unfinished file
-)
+_LONGEST = 200  # bytes of a stem; a number, .overlay.png and the mark of a file unfinished follow
 _NO_CHANCE = Key(0, 0, 0)
 
 
