@@ -201,6 +201,10 @@ TOLD: list[tuple[BaseException, int, str]] = [
     (OSError(errno.EPERM, "No", b"b\xff"), 2, "b\udcff cannot be made (No): have that perm"),
     (OSError(errno.EISDIR, "Dir", "a", None, "b"), 2, "b is a folder where a file is wanted (Dir)"),
     (OSError(errno.ENOENT, "No such file", "a"), 2, "a is not there, or no longer (No such"),
+    (OSError(errno.EIO, "I/O error", "a"), 2, "a cannot be read or written (I/O error): see that"),
+    (OSError(errno.ESTALE, "Stale", "a"), 2, "a is no longer what was opened (Stale): see that"),
+    (OSError(errno.EMFILE, "Too many", "a"), 2, "a cannot be opened (Too many): permit more"),
+    (OSError(errno.EMFILE, "Too many"), 2, "a file cannot be opened (Too many): permit more"),
     (StoppedBySignal("stopped by SIGTERM", 15), 143, "stopped by SIGTERM"),
     (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
 ]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 _AGAIN = "and repeat the command, a run with --resume"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_RIGHT = frozenset({errno.EACCES, errno.EPERM})
+_NO_HANDLES = frozenset({errno.EMFILE, errno.ENFILE})
+_FAILING = "see that its disk, or the network to it, works"
 # What else the system says of a file that was named: what it means, and the way out.
 _IN_THE_WAY = {
     errno.EROFS: ("cannot be written", f"choose another place, or make that one writable {_AGAIN}"),
@@ -17,6 +19,10 @@ _IN_THE_WAY = {
     errno.EEXIST: ("is in the way", f"move it away {_AGAIN}, or name another place"),
     errno.ELOOP: ("cannot be had", "its links lead round in a circle; name what is meant"),
     errno.ENOENT: ("is not there, or no longer", f"put it back {_AGAIN}"),
+    errno.EIO: ("cannot be read or written", f"{_FAILING}, {_AGAIN}"),
+    errno.ESTALE: ("is no longer what was opened", f"{_FAILING}, {_AGAIN}"),
+    errno.ETIMEDOUT: ("does not answer", f"{_FAILING}, {_AGAIN}"),
+    errno.EBUSY: ("is in use", f"see what else uses it {_AGAIN}"),
 }
 
 
@@ -43,6 +49,11 @@ def disk_complaint(error: BaseException) -> str | None:
     if error.errno in _NO_ROOM:
         where = culprit or "the disk"
         return f"{where} cannot be written ({error.strerror}): make room there {_AGAIN}"
+    if error.errno in _NO_HANDLES:
+        return (
+            f"{culprit or 'a file'} cannot be opened ({error.strerror}): permit more (`ulimit -n`) "
+            f"or take fewer workers (--data.workers) {_AGAIN}"
+        )
     if not culprit:  # not of a file: a socket, a process
         return None
     if error.errno in _NO_RIGHT:

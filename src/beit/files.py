@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from beit.errors import UserError
+
 _CHUNK = 1 << 20
 
 
@@ -97,6 +99,21 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Replace a text file (UTF-8, newlines as given) in one instant."""
     atomic_write_bytes(path, text.encode())
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object, as runs and models are described by.
+
+    Raises:
+        UserError: It is not there, damaged, or something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): copy it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is no JSON object: copy it again")
+    return value
 
 
 def json_of_measured(value: Any, **layout: Any) -> str:

@@ -1,5 +1,6 @@
 """Runs side by side: what differs, what was measured last, and how far chance goes."""
 
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,15 @@ def test_what_cannot_be_compared_is_refused(runs: dict[str, Path], tmp_path: Pat
     ):
         outcome = beit("compare", *words)
         assert outcome.status == 2 and expected in outcome.complaint, outcome.err
+
+
+@pytest.mark.parametrize("note", ["source.json", "initial.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_damaged_notes_of_a_run_are_named(
+    command: str, content: str, note: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs["seed0"], tmp_path / "run"))
+    (run / note).write_text(content)
+    outcome = beit(command, run, *([runs["seed1"]] if command == "compare" else []))
+    assert outcome.status == 2 and outcome.complaint.startswith(str(run / note)), outcome.err

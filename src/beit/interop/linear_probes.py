@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from beit.errors import UserError
+from beit.files import read_json_object
 from beit.interop.translate import few
-from beit.interop.weight_files import read_json, read_tensors, torch_bytes
+from beit.interop.weight_files import read_tensors, torch_bytes
 from beit.nn.encoder import Encoder
 
 KIND = "linear-probes"
@@ -93,7 +94,7 @@ class LinearProbes:
 def probes_in(folder: Path) -> bool:
     """Whether a folder of ours says that it holds linear probes."""
     file = folder / CONFIG
-    return file.is_file() and read_json(file).get("kind") == KIND
+    return file.is_file() and read_json_object(file).get("kind") == KIND
 
 
 def require_no_probes(read: Mapping[str, Any], where: str) -> None:

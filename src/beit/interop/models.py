@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from beit.errors import UserError
+from beit.files import read_json_object
 from beit.interop.infer import Hints, Inferred, infer_config
 from beit.interop.linear_probes import require_no_probes
 from beit.interop.names import (
@@ -27,7 +28,7 @@ from beit.interop.segmentation import segmenter_on, split_segmenter
 from beit.interop.told import Prepared, file_told, read_prepared
 from beit.interop.translate import Tensors, depth_of, few, their_names, to_ours
 from beit.interop.unwrap import unwrapped
-from beit.interop.weight_files import WEIGHTS, read_json, read_tensors
+from beit.interop.weight_files import WEIGHTS, read_tensors
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.position import relative_position_index
@@ -82,7 +83,7 @@ def read_model(
     config_notes: list[str] = []
     config: dict[str, Any] | None = None
     if file.is_dir():
-        config = read_json(file / "config.json")
+        config = read_json_object(file / "config.json")
         hints, labels = _hub_hints(file, config, hints, config_notes)
         file = _hub_weights(file)
     read = read_tensors(file)

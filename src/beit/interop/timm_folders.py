@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from beit.errors import UserError
+from beit.files import read_json_object
 from beit.interop.models import ForeignModel
 from beit.interop.normalisation import normalisation_from
 from beit.interop.plain_vit import reason_in_parts
 from beit.interop.told import Prepared, centre_share
-from beit.interop.weight_files import WEIGHTS, read_json
+from beit.interop.weight_files import WEIGHTS
 from beit.nn.heads import ClassifierHead
 
 CONFIG = "config.json"
@@ -39,7 +40,7 @@ def described_by_timm(path: Path) -> Described | None:
     file = (path if path.is_dir() else path.parent) / CONFIG
     if not file.is_file():
         return None
-    config = read_json(file)
+    config = read_json_object(file)
     if "architecture" not in config or "model_type" in config or "kind" in config:
         return None
     try:

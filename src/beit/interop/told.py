@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.errors import UserError
+from beit.files import read_json_object
 from beit.interop.infer import Hints
 from beit.interop.normalisation import Normalisation, normalisation_from
-from beit.interop.weight_files import SAFE, read_json, read_metadata
+from beit.interop.weight_files import SAFE, read_metadata
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -40,7 +41,7 @@ def read_prepared(folder: Path) -> Prepared:
     file = folder / PROCESSOR
     if not file.is_file():
         return Prepared()
-    said = read_json(file)
+    said = read_json_object(file)
     fed = None
     if said.get("do_normalize", True) and "image_mean" in said:
         fed = normalisation_from(said["image_mean"], said.get("image_std"), str(file))

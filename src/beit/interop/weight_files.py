@@ -6,7 +6,6 @@ claims is compared with its size before anything is made of it. Nothing here wri
 
 import argparse
 import io
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,18 +113,3 @@ def torch_bytes(value: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(value), buffer)
     return buffer.getvalue()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: It is not there or is something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a description of a model")
-    return value

@@ -1,12 +1,12 @@
 """Keeping the best model of a run, and stopping when nothing gets better."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
 from beit.engine.protocol import Evaluation
+from beit.files import read_json_object
 from beit.recipes.leftovers import BEST, replace_model
 from beit.recipes.stage import Stage
 from beit.report.metrics import read_metrics
@@ -60,7 +60,7 @@ class BestWatch:
         file = self.folder / "config.json"
         if not file.is_file():
             return None
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json_object(file)
         facts = {name: config[name] for name in ("step", self.key)}
         return {**facts, "model": str(self.stage.request.out / BEST)}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from beit.errors import UserError
 from beit.evaluation.few_labels import spread
+from beit.files import read_json_object
 from beit.recipes.downstream_models import COMMANDS, Recipe
 from beit.recipes.initial import began_from
 from beit.recipes.models import PretrainRecipe
@@ -113,7 +114,7 @@ def _read(name: str, paths: dict[str, str]) -> _Told:
 def _fingerprint(tokenizer: Path) -> str:
     """The beginning of a tokenizer's fingerprint; empty where there is none."""
     if (note := tokenizer / NOTE).is_file():
-        return str(json.loads(note.read_text(encoding="utf-8"))["fingerprint"])[:12]
+        return str(read_json_object(note).get("fingerprint", ""))[:12]
     if not (tokenizer / "config.json").is_file():
         return ""
     return str(read_config(tokenizer).get("fingerprint", ""))[:12]

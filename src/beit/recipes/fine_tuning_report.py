@@ -1,6 +1,5 @@
 """The parts of a report that a fine-tuning has: where it errs, and pictures to judge it by."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +14,7 @@ from beit.data.pairs import open_pairs
 from beit.data.sources import Source
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
+from beit.files import read_json_object
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
@@ -98,7 +98,7 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
 
 def _evaluation(run: RunFiles) -> dict[str, Any] | None:
     file = run.path / "evaluation.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json_object(file) if file.is_file() else None
 
 
 def _class_table(found: dict[str, Any]) -> Table:

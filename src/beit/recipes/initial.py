@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from beit.errors import UserError
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, read_json_object
 from beit.interop import hub, timm_models
 from beit.interop.models import ForeignModel
 from beit.nn.classifier import Classifier
@@ -167,7 +167,7 @@ def began_from(run: Path) -> str | None:
     """What a run began from, "none" for nothing; None while it has not begun."""
     file = run / INITIAL
     if file.is_file():
-        return str(json.loads(file.read_text(encoding="utf-8")).get("init"))
+        return str(read_json_object(file).get("init"))
     return NOTHING if (run / "checkpoints").is_dir() else None
 
 

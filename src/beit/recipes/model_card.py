@@ -1,6 +1,5 @@
 """The card of a published model, in the hub's Markdown: where it is from, how good, how to load."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 import yaml
 
 from beit import __version__
-from beit.errors import UserError
-from beit.files import sha256_of
+from beit.files import read_json_object, sha256_of
 from beit.interop import hub
 from beit.interop.normalisation import IMAGENET
 from beit.nn.classifier import Classifier
@@ -83,13 +81,7 @@ def story_of(source: Path, model: Model, data: str | None = None) -> Story:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error})") from error
-    return value if isinstance(value, dict) else {}
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _figures(files: RunFiles, step: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.errors import UserError
-from beit.files import atomic_write_text
+from beit.files import atomic_write_text, read_json_object
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
 
@@ -121,11 +121,11 @@ def refuse_other_own(out: Path, given: OwnTokenizer | None) -> None:
     """
     note = out / "tokenizer" / NOTE
     if note.is_file():
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if given is None or noted["fingerprint"] != given.fingerprint:
+        noted = read_json_object(note)
+        if given is None or noted.get("fingerprint") != given.fingerprint:
             raise UserError(
-                f"the run in {out} was made with the tokenizer {noted['class']}, handed over from "
-                "Python: hand that over again, or choose another --out"
+                f"the run in {out} was made with the tokenizer {noted.get('class')}, handed over "
+                "from Python: hand that over again, or choose another --out"
             )
     elif given is not None and any(
         (note.parent / name).is_file() for name in ("config.json", "recipe.yaml")

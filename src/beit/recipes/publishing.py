@@ -1,6 +1,5 @@
 """The hub: models from `hf://owner/name`, and runs to it with a card that tells their story."""
 
-import json
 import re
 import shutil
 import sys
@@ -12,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, human_bytes, json_of_measured, sha256_of
+from beit.files import (
+    atomic_write_bytes,
+    human_bytes,
+    json_of_measured,
+    read_json_object,
+    sha256_of,
+)
 from beit.interop import hub
 from beit.interop.timm_models import read_timm
 from beit.nn.encoder import Encoder
@@ -144,7 +149,7 @@ def _fill(folder: Path, source: Path, story: Story, licence: str, target: str, n
     """Write what is uploaded: weights, descriptions, and the card."""
     for name in MODEL_FILES:
         shutil.copyfile(source / name, folder / name)
-    described = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+    described = read_json_object(folder / hub.CONFIG)
     _write_json(folder / hub.CONFIG, described)
     tokenizer = story.run / TOKENIZER
     if all((tokenizer / name).is_file() for name in MODEL_FILES):

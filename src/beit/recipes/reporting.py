@@ -3,15 +3,14 @@
 A run that is still under way, or was broken off, has a report too: what is not there is left out.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from beit.data.sources import GivenData, Source, as_data, open_source
 from beit.evaluation.few_labels import spread
+from beit.files import read_json_object
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.figures import (
     Pictures,
@@ -192,7 +191,7 @@ def _few_labels(run: RunFiles) -> list[Section]:
     file = run.path / "few_labels.json"
     if not file.is_file():
         return []
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json_object(file)
     return [
         Section(
             "Learning from few labels",

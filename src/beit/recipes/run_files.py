@@ -1,6 +1,5 @@
 """A run folder as it is read again: its recipe, its metrics, its pictures."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from beit.data.sources import Data, Source, open_source
 from beit.errors import UserError
+from beit.files import read_json_object
 from beit.recipes.downstream_models import Recipe
 from beit.recipes.recipe_files import recipe_in
 from beit.report.metrics import Row, read_metrics
@@ -51,7 +51,7 @@ class RunFiles:
     @cached_property
     def _noted(self) -> dict[str, Any]:
         file = self.path / "source.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return read_json_object(file) if file.is_file() else {}
 
     @cached_property
     def data_fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from beit.errors import UserError
-from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
+from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors, read_json_object
 from beit.nn.classifier import Classifier
 from beit.nn.decoder_config import decoder_config_from
 from beit.nn.encoder import Encoder, EncoderConfig
@@ -214,13 +214,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds no finished model (no config.json); give the folder of a finished run"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is not a model's description")
-    return config
+    return read_json_object(file)
 
 
 def encoder_config_from(values: Mapping[str, Any]) -> EncoderConfig:
