@@ -53,6 +53,12 @@ def test_no_pickle_in_any_file(tmp_path: Path) -> None:
         json.loads(data[8 : 8 + header] if header else data)
 
 
+def test_who_may_read_the_run_may_read_its_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {path.stat().st_mode for path in saved(tmp_path, 1).path(1).iterdir()} == {usual}
+
+
 def test_every_flip_and_truncation_is_refused(tmp_path: Path) -> None:
     """200 damages, spread over every file of the newest checkpoint; the one before is used."""
     store = saved(tmp_path, 1, 2)

@@ -192,13 +192,15 @@ class Checkpoints:
 def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     """Write a snapshot into a new folder: files, each fsynced, and the manifest last."""
     folder.mkdir()
+    state = {"step": snapshot.step, **snapshot.state}
+    write_synced(folder / STATE, json_of_measured(state, indent=1, sort_keys=True).encode())
     for name, tensors in snapshot.tensors.items():
         path = folder / f"{name}.safetensors"
         assert path.name in _OURS, f"{name} is not a part of a checkpoint"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+        with suppress(OSError):  # to safetensors it is the owner's alone; some disks keep no modes
+            shutil.copymode(folder / STATE, path)
         fsync_file(path)
-    state = {"step": snapshot.step, **snapshot.state}
-    write_synced(folder / STATE, json_of_measured(state, indent=1, sort_keys=True).encode())
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
