@@ -1,3 +1,4 @@
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from beit.engine import failure as failure_module
 from beit.engine import fit as fit_module
 from beit.engine.checkpoints import Checkpoints, read_snapshot
 from beit.engine.failure import Diverged
@@ -57,6 +59,28 @@ def test_nan_stops_at_that_step(
                     torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
                 else:
                     assert found.equal(value), name
+
+
+def test_a_disk_that_takes_no_dump_does_not_hide_what_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+
+    monkeypatch.setattr(failure_module, "write_snapshot", full)
+    with pytest.raises(Diverged, match=r"^step 10 gave .*nothing was dumped \(.*No space"):
+        run_toy(tmp_path, poison=POISON)
+
+
+def test_half_a_dump_is_written_again(tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        run_toy(tmp_path, poison=POISON)
+    dump = tmp_path / "failure-step-00000010" / "state-before-the-step"
+    (dump / "manifest.json").unlink()
+    (dump / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(Diverged):
+        run_toy(tmp_path, poison=POISON)
+    assert read_snapshot(dump).step == 9
 
 
 def test_what_failed_can_be_gone_on_with(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.iterdir()):
             if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                _remove_ours(path, _OURS | _unfinished_tensors(path))
+                clear_snapshot(path)
 
     def require_space(self, snapshot_size: int, beside: int = 0) -> None:
         """Refuse to start a run whose checkpoints the disk cannot hold.
@@ -207,6 +207,12 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     }
     write_synced(folder / MANIFEST, _manifest_bytes(files))
     fsync_folder(folder)
+
+
+def clear_snapshot(folder: Path) -> None:
+    """Remove a snapshot, or what a kill left of one, from a folder of ours."""
+    if folder.is_dir():
+        _remove_ours(folder, _OURS | _unfinished_tensors(folder))
 
 
 def read_snapshot(folder: Path) -> Snapshot:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.engine.checkpoints import Snapshot, write_snapshot
+from beit.engine.checkpoints import MANIFEST, Snapshot, clear_snapshot, write_snapshot
 from beit.engine.logging import encode_row
 from beit.engine.protocol import AT_WILL, Cutting
 from beit.engine.settings import FitSettings
@@ -50,27 +50,34 @@ def dump_state(folder: Path, row: dict[str, Any], snapshot: Snapshot, when: str)
     }
     atomic_write_text(folder / "step.json", encode_row(numbers) + "\n")
     state = folder / f"state-{when}-the-step"
-    if not state.exists():
+    if not (state / MANIFEST).is_file():  # written last; a kill may have left a part
+        clear_snapshot(state)
         write_snapshot(state, snapshot)
 
 
-def diverged_message(row: Mapping[str, Any], folder: Path | None, saved: str) -> str:
-    """One sentence: which step, what, where the dump is, what to try."""
+def diverged_message(row: Mapping[str, Any], dump: Path | str, saved: str) -> str:
+    """One sentence: which step, what, where the dump is or why there is none, what to try."""
     culprit = f"loss {row['loss']}, gradient norm {row['gradient_norm']}"
-    where = f"its batch and the state before it are in {folder}" if folder else "nothing was dumped"
+    where = _where(dump, "before")
     return (
         f"step {row['step']} gave numbers that are not finite ({culprit}) and was not applied; "
         f"{where}, {saved}: {_ADVICE}"
     )
 
 
-def diverged_after_message(row: Mapping[str, Any], folder: Path | None, saved: str) -> str:
+def diverged_after_message(row: Mapping[str, Any], dump: Path | str, saved: str) -> str:
     """The same of a last step whose own numbers were finite."""
-    where = f"its batch and the state after it are in {folder}" if folder else "nothing was dumped"
+    where = _where(dump, "after")
     return (
         f"step {row['step']}, the last, left weights whose loss is not finite "
         f"({row['loss_after']}); {where}, {saved}: {_ADVICE}"
     )
+
+
+def _where(dump: Path | str, when: str) -> str:
+    if isinstance(dump, Path):
+        return f"its batch and the state {when} it are in {dump}"
+    return f"nothing was dumped ({dump})" if dump else "nothing was dumped"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

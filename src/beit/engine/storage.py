@@ -1,8 +1,10 @@
 """Saving and resuming a run on any number of ranks: rank 0 writes, all agree on what came of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 
@@ -118,14 +120,25 @@ class Storage:
         self, record: StepRecord, row: dict[str, Any], state: Mapping[str, Any], *, after: bool
     ) -> Diverged:
         """Dump a step that was not finite, or after which nothing is; return the error to raise."""
-        folder = None if self._run is None else self._run.failure(record.step)
-        if folder is not None:
-            dump_batch(folder, self._world.rank, record.identities)
-            if self._world.main:
-                snapshot = self._snapshot(record.step - (not after), state)
-                dump_state(folder, row, snapshot, "after" if after else "before")
+        try:
+            dump = self._dump(record, row, state, after=after)
+        except (OSError, SafetensorError) as error:  # what went wrong first is to be told
+            dump = str(error)
         message = diverged_after_message if after else diverged_message
-        return Diverged(message(row, folder, self._newest()))
+        return Diverged(message(row, dump, self._newest()))
+
+    def _dump(
+        self, record: StepRecord, row: dict[str, Any], state: Mapping[str, Any], *, after: bool
+    ) -> Path | str:
+        """Where the dump is; empty where there is no run folder."""
+        if self._run is None:
+            return ""
+        folder = self._run.failure(record.step)
+        dump_batch(folder, self._world.rank, record.identities)
+        if self._world.main:
+            snapshot = self._snapshot(record.step - (not after), state)
+            dump_state(folder, row, snapshot, "after" if after else "before")
+        return folder
 
     def _newest(self) -> str:
         steps = [] if self._checkpoints is None else self._checkpoints.steps()
