@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import beit as api
 from beit.files import sha256_of
 from beit.nn.classifier import Classifier
+from beit.recipes import evaluating, predicting
 from beit.recipes.predicting import Wishes
 from beit.recipes.saved_models import load
 from recipes.fine_tuning_runs import CLASSES, classifying, coloured
@@ -122,6 +123,30 @@ def test_predict_names_what_is_on_pictures(learned: Path, data: Path, tmp_path: 
     assert refused.status == 2 and "cannot be read" in refused.complaint
     refused = beit("predict", learned, tmp_path / "nothing-*.png")
     assert refused.status == 2 and "names no picture" in refused.complaint
+
+
+def test_prediction_and_evaluation_are_the_same_with_other_processes_reading(
+    learned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = sorted((data / "val").rglob("*.png"))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    pictures.insert(len(pictures) // 2, bad)
+
+    def told() -> list[dict[str, Any]]:
+        results = api.predict(learned, pictures, quiet=True), api.evaluate(learned, data)
+        return [dict(result) for result in results]
+
+    alone = told()
+    assert [entry["picture"] for entry in alone[0]["unreadable"]] == [str(bad)]
+    for module in (predicting, evaluating):
+        monkeypatch.setattr(module, "evaluation_workers", lambda *_: 2)
+    monkeypatch.setattr(predicting, "BATCH", 3)
+    again = told()
+    for there, here in zip(alone[0].pop("predictions"), again[0].pop("predictions"), strict=True):
+        assert there["picture"] == here["picture"]
+        assert there["labels"][0]["label"] == here["labels"][0]["label"]
+    assert again == alone
 
 
 def test_predict_gives_a_program_what_it_says(

@@ -179,7 +179,7 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
     from beit.recipes.predicting import Wishes, predict
 
     out = None if options.out is None else Path(options.out)
-    wishes = Wishes(options.top, options.lines, out, _dense(options))
+    wishes = Wishes(options.top, options.lines, out, _dense(options), keep=options.json)
     return predict(options.model, options.pictures, wishes, options.device)
 
 

@@ -29,7 +29,11 @@ class FileList:
 
     def read(self, index: int, /) -> Image.Image:
         """Decode picture `index`; raises `BadPicture`."""
-        return decode(read_bytes(self.paths[index]))
+        return decode(self.read_bytes(index))
+
+    def read_bytes(self, index: int, /) -> bytes:
+        """The file's content; raises `BadPicture`."""
+        return read_bytes(self.paths[index])
 
     def identity(self, index: int, /) -> str:
         """The path as one line of printable text."""

@@ -22,10 +22,11 @@ from beit.evaluation.classification import ClassificationReport, ClassificationS
 from beit.files import atomic_write_text, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
-from beit.recipes.build import choose_device
+from beit.recipes.build import choose_device, evaluation_workers
 from beit.recipes.finished import Finished, read_finished
 from beit.recipes.masked_evaluation import measured as measured_at_masks
 from beit.recipes.masked_evaluation import pre_training_in
+from beit.recipes.models import DataRecipe
 from beit.recipes.prediction_table import prediction_table
 from beit.recipes.segment import measured, settings_of
 from beit.recipes.stage import prepared_batches
@@ -208,7 +209,8 @@ def _segmented(
     model = model.to(device).eval()
     settings = settings_of(model, finished.facts, **dense)
     unreadable = Unreadable(source)
-    found = measured(model, source, settings, world, device, unreadable)
+    workers = evaluation_workers(DataRecipe(), world, device)
+    found = measured(model, source, settings, world, device, unreadable, workers)
     (count,) = world.sum_host([unreadable.count])
     seen = {"pictures": len(source) - round(count), "unreadable": round(count)}
     found |= {"labels": list(source.classes), **seen}
@@ -240,9 +242,9 @@ def classified(
     model = model.to(device).eval()
     score = ClassificationScore(model.classes)
     share = (world.rank, world.size)
-    for batch in prepared_batches(
-        source, finished.views, None, EVALUATION_BATCH, device, unreadable, share
-    ):
+    workers = evaluation_workers(DataRecipe(), world, device)
+    how = EVALUATION_BATCH, device, unreadable, share, workers
+    for batch in prepared_batches(source, finished.views, None, *how):
         assert batch.patch_view is not None and batch.label is not None
         score.update(model(batch.patch_view), places.to(device)[batch.label])
     return score.compute()

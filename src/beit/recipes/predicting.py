@@ -14,25 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.data.augment import normalise
 from beit.data.decode import BadPicture
-from beit.data.draws import Key
 from beit.data.files import FileList, named_files
 from beit.data.naming import printable
-from beit.data.views import ViewSettings, make_views
+from beit.data.views import ViewSettings
+from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
 from beit.files import atomic_write_bytes, json_of_measured
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
-from beit.recipes.build import choose_device
+from beit.recipes.build import choose_device, evaluation_workers
 from beit.recipes.finished import Finished, read_finished
+from beit.recipes.models import DataRecipe
 from beit.recipes.segment import logits_of, settings_of
+from beit.recipes.stage import prepared_batches
 from beit.report.overlays import Colours, index_png, overlay
 
 BATCH = 64
 _LONGEST = 200  # bytes of a stem; a number, .overlay.png and the mark of a file unfinished follow
-_NO_CHANCE = Key(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Wishes:
         lines: JSON lines instead of a table.
         out: A folder for masks; segmenters need one.
         quiet: Print no results; what cannot be read is told all the same.
+        keep: Return what was said; of millions of pictures it is much.
         dense: Changes to how a segmenter looks at whole pictures: mode, scales, flip.
     """
 
@@ -52,6 +53,20 @@ class Wishes:
     out: Path | None = None
     dense: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Notes the pictures that nothing is said of."""
+
+    files: FileList
+    bad: list[dict[str, str]]
+
+    def add(self, replaced: Sequence[tuple[int, str]]) -> None:
+        """Note pictures with the reason."""
+        told = ({"picture": self.files.identity(i), "reason": why} for i, why in replaced)
+        self.bad.extend(told)
 
 
 def predict(
@@ -82,14 +97,17 @@ def predict(
     finished.model.to(place)
     bad: list[dict[str, str]] = []
     predictor = _masks if isinstance(finished.model, Segmenter) else _labels
-    done = list(predictor(finished, files, wishes, place, bad))
+    done, kept = 0, []
+    for told in predictor(finished, files, wishes, place, bad):
+        done += 1
+        kept += [told] if wishes.keep else []
     for entry in bad:
         print(f"{entry['picture']}: {entry['reason']}", file=sys.stderr)
     if not done:
         count = len(files)
         which = "the picture cannot" if count == 1 else f"none of the {count} pictures can"
         raise UserError(f"{which} be read")
-    found = {"model": str(spec), "pictures": len(done), "predictions": done}
+    found = {"model": str(spec), "pictures": done, "predictions": kept}
     return {**found, "unreadable": bad}
 
 
@@ -112,8 +130,8 @@ def _labels(
             f"--top {wishes.top}: the model knows {model.classes} classes; ask for 1 to that"
         )
     width = min(60, max((len(files.identity(i)) for i in range(len(files))), default=0))
-    for names, probabilities in _probabilities(model, files, finished.views, device, bad):
-        for name, row in zip(names, probabilities, strict=True):
+    for index, probabilities in _probabilities(model, files, finished.views, device, bad):
+        for name, row in zip(map(files.identity, index), probabilities, strict=True):
             found = ranked(row, model, wishes.top)
             told = _told_labels(name, found)
             _say(wishes, told, _table_line(name, found, width))
@@ -147,7 +165,7 @@ def _masks(
         try:
             image = np.array(files.read(index))  # (H, W, 3)
         except BadPicture as error:
-            bad.append({"picture": files.identity(index), "reason": error.reason})
+            _Unreadable(files, bad).add([(index, error.reason)])
             continue
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         classes = dense_classes(logits_of(model), pixels, settings, device).cpu().numpy()
@@ -254,22 +272,14 @@ def _probabilities(
     views: ViewSettings,
     device: torch.device,
     bad: list[dict[str, str]],
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and (B, classes) probabilities, batch by batch; the unreadable go to `bad`."""
-    for start in range(0, len(files), BATCH):
-        names, images = [], []
-        for index in range(start, min(start + BATCH, len(files))):
-            try:
-                view, _ = make_views(files.read(index), views, _NO_CHANCE)
-            except BadPicture as error:
-                bad.append({"picture": files.identity(index), "reason": error.reason})
-                continue
-            assert view is not None
-            names.append(files.identity(index))
-            images.append(view)
-        if images:
-            batch = normalise(torch.stack(images).to(device).float() / 255)
-            yield names, model(batch).float().softmax(-1).cpu()
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and (B, classes) probabilities, batch by batch; the unreadable go to `bad`."""
+    # One batch is there before other processes have begun.
+    workers = evaluation_workers(DataRecipe(), World(), device) if len(files) > BATCH else 0
+    how = BATCH, device, _Unreadable(files, bad), (0, 1), workers
+    for batch in prepared_batches(files, views, None, *how):
+        assert batch.patch_view is not None
+        yield batch.index.tolist(), model(batch.patch_view).float().softmax(-1).cpu()
 
 
 def _told_labels(name: str, found: list[tuple[str, float]]) -> dict[str, Any]:

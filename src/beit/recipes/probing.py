@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from beit.data.augment import prepare
 from beit.data.file_table import files_of
 from beit.data.labels import check_classes, choose_labels
-from beit.data.loader import evaluation_batches
 from beit.data.sources import Data, GivenData, Source, as_data, labels_of, open_parts
 from beit.data.views import ViewSettings
+from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.evaluation.feature_store import Origin, Parts, kept_features, weights_hash
 from beit.evaluation.linear_probe import (
@@ -40,10 +39,11 @@ from beit.evaluation.neighbours import pooled_batches
 from beit.files import atomic_write_bytes, atomic_write_text, json_of_measured
 from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
-from beit.recipes.build import choose_device, choose_workers
+from beit.recipes.build import choose_device, evaluation_workers
 from beit.recipes.evaluating import Unreadable
 from beit.recipes.initial import read_initial
 from beit.recipes.models import DataRecipe
+from beit.recipes.stage import prepared_batches
 from beit.report.depth import DepthCurve, depth_figure
 from beit.report.page import Figure, RunReport, Section, write
 from beit.report.tables import Table, text_table
@@ -215,11 +215,10 @@ def _pictures(source: Source) -> str:
 
 def _computed(subject: _Subject, source: Source) -> Parts:
     device = subject.device
-    # On a CPU the model uses every core there is: loader processes would only take turns with it.
-    workers = 0 if device.type == "cpu" else choose_workers(DataRecipe(), device, 1)
+    workers = evaluation_workers(DataRecipe(), World(), device)
     views = ViewSettings(patch_view=subject.encoder.config.image_size, random=False)
-    batches = evaluation_batches(source, views, None, BATCH, workers, log=Unreadable(source))
-    prepared = (prepare(batch.to(device)) for batch in batches)
+    how = BATCH, device, Unreadable(source), (0, 1), workers
+    prepared = prepared_batches(source, views, None, *how)
     return pooled_batches(subject.encoder, prepared, device, range(subject.encoder.config.depth))
 
 
