@@ -1,5 +1,6 @@
 """The report of a run, whatever state the run is in and whatever its pictures are called."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_photos_that_lie_partly_loose_have_a_report(tmp_path: Path) -> None:
         "Where it looks",
     ]
     assert "Frozen features" not in headings(page_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_few_labels_are_drawn_and_told(finished: Path, tmp_path: Path, draws: int) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    accuracies = {"from scratch": [0.25] * draws, "pre-trained": [0.75] * draws}
+    (run / "few_labels.json").write_text(json.dumps({"2": accuracies, "5": accuracies}))
+    page = page_of(run)
+    assert "accuracy of each method" in page
+    for text in ("2 a class", "5 a class", f"{draws} draws"):
+        assert text in page
 
 
 def test_a_larger_model_looks_at_fewer_pictures() -> None:

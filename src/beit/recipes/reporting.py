@@ -28,7 +28,7 @@ from beit.recipes.prediction_table import prediction_table
 from beit.recipes.run_files import RunFiles
 from beit.recipes.saved_models import load_masked_image_model
 from beit.recipes.tokenizers import load_tokenizer
-from beit.report.figures import curves
+from beit.report.figures import bars, curves
 from beit.report.metrics import latest
 from beit.report.page import Figure, RunReport, Section, write
 from beit.report.tables import Table, spread_cell
@@ -196,10 +196,24 @@ def _few_labels(run: RunFiles) -> list[Section]:
         Section(
             "Learning from few labels",
             ["Every method learns from the same draws and is tested on held-out pictures."],
-            [],
+            [_few_label_figure(found)],
             [few_label_table(found)],
         )
     ]
+
+
+def _few_label_figure(found: Mapping[str, Mapping[str, list[float]]]) -> Figure:
+    methods = list(next(iter(found.values())))
+    spreads = [[spread(values[method]) for method in methods] for values in found.values()]
+    png = bars(
+        [f"{count} a class" for count in found],
+        methods,
+        [[100 * s.mean for s in group] for group in spreads],
+        [[100 * (s.deviation or 0.0) for s in group] for group in spreads],
+        axis="accuracy, %",
+        emphasis="pre-trained",
+    )
+    return Figure(png, "Mean and standard deviation over the draws.", "accuracy of each method")
 
 
 def few_label_table(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
