@@ -111,7 +111,7 @@ def test_segmenters_become_onnx(kind: str) -> None:
 
 def _segmenter(kind: str) -> Any:
     layers = (0, 1) if kind == "pup" else (0, 0, 1, 1)
-    config = DecoderConfig(kind=kind, classes=5, channels=8, layers=layers, auxiliary_channels=8)  # type: ignore[arg-type]
+    config = DecoderConfig(kind=kind, classes=5, channels=8, layers=layers, auxiliary_channels=8)
     segmenter = build_segmenter(_encoder(depth=2), config).eval()
     randomise(segmenter)
     return segmenter

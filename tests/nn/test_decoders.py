@@ -58,7 +58,7 @@ def test_configurations_survive_json(kind: Any) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"kind": "mask"}, "pup or upernet"),
+        ({"kind": "mask"}, "one of .pup., .upernet."),
         ({"norm": "layer"}, "batch or group"),
         ({"classes": 0}, "at least 1"),
         ({"channels": 0}, "at least 1"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from beit.errors import UserError
 from beit.nn.config import EncoderConfig
 from beit.nn.decoder_config import decoder_config
+from beit.nn.decoders import ProgressiveUpsampling
 from beit.nn.encoder import Encoder
 from beit.nn.segmenter import Segmenter, build_segmenter
 
@@ -113,6 +114,7 @@ def test_draws_of_the_two_heads_do_not_overlap() -> None:
     plain = segmenter(images, None, keep)
     first, second = keep.clone(), keep.clone()
     first[:, :16], second[:, 16:] = 0.0, 0.0
+    assert isinstance(segmenter.decoder, ProgressiveUpsampling)
     bias = segmenter.decoder.classifier.output.bias
     dropped = segmenter(images, None, first)
     assert bias is not None and torch.equal(

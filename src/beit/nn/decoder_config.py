@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from beit.errors import UserError
 from beit.nn.config import EncoderConfig
+from beit.nn.own_decoder import OURS, require_known
 
-DecoderKind = Literal["pup", "upernet"]
 PixelNorm = Literal["batch", "group"]
 
 PYRAMID = (4.0, 2.0, 1.0, 0.5)  # with patches of 16 px these are strides of 4, 8, 16 and 32 px
@@ -24,12 +24,13 @@ class DecoderConfig:
     """The architecture of a decoder.
 
     Attributes:
-        kind: `pup`, progressive upsampling as in SETR (the paper's), or `upernet` (the
-            reference's).
+        kind: `pup`, progressive upsampling as in SETR (the paper's), `upernet` (the reference's),
+            or one that was registered (`beit.nn.own_decoder`).
         classes: Logits a pixel.
         channels: Features of the decoder's convolutions.
         layers: Encoder blocks that are read, 0-based. `upernet` reads one for each step of the
-            pyramid; `pup` decodes the last of them. An auxiliary head reads the last but one.
+            pyramid; `pup` decodes the last of them, one's own all it likes. An auxiliary head
+            reads the last but one.
         auxiliary: A second, shallow head whose loss helps the middle of the encoder in training.
         auxiliary_channels: Features of that head.
         dropout: Share of the channels dropped before a classification, in training.
@@ -44,7 +45,7 @@ class DecoderConfig:
         UserError: A value is out of range, or the numbers of layers and scales differ.
     """
 
-    kind: DecoderKind
+    kind: str
     classes: int
     channels: int
     layers: tuple[int, ...]
@@ -56,22 +57,27 @@ class DecoderConfig:
     pooling: tuple[int, ...] = POOLING
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(DecoderKind):
-            raise UserError(f"a decoder's kind is pup or upernet, not {self.kind!r}")
+        require_known(self.kind)
         if self.norm not in get_args(PixelNorm):
             raise UserError(f"a decoder's norm is batch or group, not {self.norm!r}")
         self._require_sizes()
         if not 0 <= self.dropout < 1:
             raise UserError(f"a decoder's dropout must lie in [0, 1), not {self.dropout}")
-        needed = len(self.pyramid) if self.kind == "upernet" else 1 + self.auxiliary
-        if len(self.layers) != needed or min(self.layers, default=-1) < 0:
-            raise UserError(
-                f"this {self.kind} decoder reads {needed} layers, counted from 0; "
-                f"{list(self.layers)} were given"
-            )
+        self._require_layers()
         odd = [scale for scale in self.pyramid if not is_power_of_two(scale)]
         if odd or len(self.pyramid) < 2:
             raise UserError(f"a pyramid has two or more powers of two, not {list(self.pyramid)}")
+
+    def _require_layers(self) -> None:
+        needed = len(self.pyramid) if self.kind == "upernet" else 1 + self.auxiliary
+        given = len(self.layers)
+        fits = given == needed if self.kind in OURS else given >= needed
+        if not fits or min(self.layers, default=-1) < 0:
+            some = f"{needed}" if self.kind in OURS else f"{needed} or more"
+            raise UserError(
+                f"this {self.kind} decoder reads {some} layers, counted from 0; "
+                f"{list(self.layers)} were given"
+            )
 
     def _require_sizes(self) -> None:
         sizes = (self.classes, self.channels, self.auxiliary_channels, *self.pooling)
@@ -110,13 +116,13 @@ def default_pyramid(patch_size: tuple[int, int]) -> tuple[float, ...]:
 
 
 def decoder_config(
-    kind: DecoderKind, encoder: EncoderConfig, classes: int, **explicit: Any
+    kind: str, encoder: EncoderConfig, classes: int, **explicit: Any
 ) -> DecoderConfig:
     """A decoder's configuration with the sources' choices for an encoder.
 
     `upernet` has as many channels as the encoder has features and an auxiliary head (the
     reference); `pup` has 256 channels, or as many as the encoder has features where that is less,
-    and no auxiliary head.
+    and no auxiliary head. One's own has what `pup` has, and the layers of `upernet`.
 
     Args:
         kind: Which decoder.
@@ -136,8 +142,9 @@ def decoder_config(
         settings |= {
             "channels": min(_PUP_CHANNELS, encoder.width),
             "auxiliary": auxiliary,
-            "layers": layers[-2:] if auxiliary else layers[-1:],
         }
+        if kind in OURS:
+            settings["layers"] = layers[-2:] if auxiliary else layers[-1:]
     return decoder_config_from({**settings, **explicit, "kind": kind, "classes": classes})
 
 

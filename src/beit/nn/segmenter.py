@@ -15,9 +15,13 @@ from beit.nn.decoder_config import DecoderConfig
 from beit.nn.decoders import ConvolutionalHead, ProgressiveUpsampling
 from beit.nn.encoder import Encoder
 from beit.nn.initialisation import initialise_decoder_
+from beit.nn.own_decoder import OURS, OwnDecoder, made
 from beit.nn.upernet import UPerNet
 
 __all__ = ["DecoderConfig", "Segmenter", "SegmenterOutput", "build_segmenter"]
+
+
+Decoder = ProgressiveUpsampling | UPerNet | OwnDecoder
 
 
 class SegmenterOutput(NamedTuple):
@@ -42,7 +46,7 @@ class Segmenter(nn.Module):
         self,
         encoder: Encoder,
         config: DecoderConfig,
-        decoder: ProgressiveUpsampling | UPerNet,
+        decoder: Decoder,
         auxiliary: ConvolutionalHead | None,
         labels: Sequence[str] = (),
     ) -> None:
@@ -116,7 +120,7 @@ class Segmenter(nn.Module):
 def build_segmenter(
     encoder: Encoder, config: DecoderConfig, labels: Sequence[str] = ()
 ) -> Segmenter:
-    """Put a fresh decoder on an encoder.
+    """Put a fresh decoder on an encoder; one's own (`beit.nn.own_decoder`) is made by its maker.
 
     Args:
         encoder: Kept as it is, not copied.
@@ -131,13 +135,15 @@ def build_segmenter(
         raise UserError(
             f"the decoder reads layer {max(config.layers)}, and this encoder has 0 to {depth - 1}"
         )
-    decoder: ProgressiveUpsampling | UPerNet
-    if config.kind == "pup":
+    decoder: Decoder
+    if config.kind not in OURS:
+        decoder = made(config.kind, config.classes, config, encoder.config)
+    elif config.kind == "pup":
         decoder = ProgressiveUpsampling(config, width, encoder.config.patch_size)
     else:
         decoder = UPerNet(config, width, encoder.config.grid)
     auxiliary = ConvolutionalHead(config, width) if config.auxiliary else None
     for part in (decoder, auxiliary):
-        if part is not None:
+        if part is not None and not isinstance(part, OwnDecoder):  # which has weights of its own
             initialise_decoder_(part)
     return Segmenter(encoder, config, decoder, auxiliary, labels)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from beit.nn.config import DEEPEST, LARGEST_SIDE, LARGEST_WIDTH
+from beit.nn.own_decoder import require_known
 from beit.recipes.models import (
     LARGEST_FACTOR,
     MOST,
@@ -121,8 +122,10 @@ class JointViewRecipe(Frozen):
 class DecoderRecipe(Frozen):
     """What turns tokens into a mask; null takes the sources' choice for the encoder."""
 
-    kind: Literal["pup", "upernet"] = Field(
-        "pup", description="pup: progressive upsampling (the paper's); upernet: the reference's"
+    kind: str = Field(
+        "pup",
+        description="pup: progressive upsampling (the paper's); upernet: the reference's; or one "
+        "that was registered",
     )
     channels: int | None = Field(
         None, gt=0, le=LARGEST_WIDTH, description="features of its convolutions"
@@ -134,6 +137,11 @@ class DecoderRecipe(Frozen):
     norm: Literal["batch", "group"] = Field(
         "batch", description="batch as the reference; group where micro-batches are small"
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        return require_known(kind)
 
 
 class InferenceRecipe(Frozen):

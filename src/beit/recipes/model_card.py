@@ -14,6 +14,7 @@ from beit.interop.normalisation import IMAGENET
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.own_decoder import OURS
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.leftovers import BEST
@@ -170,7 +171,10 @@ def _about(story: Story) -> str:
 
 def _how_to_load(story: Story, spec: str) -> str:
     lines = ["```python", "import beit", "", f'model = beit.load("{spec}")', "```", ""]
-    if isinstance(story.model, (Classifier, Segmenter)):
+    if isinstance(story.model, Segmenter) and story.model.config.kind not in OURS:
+        kind = _code(story.model.config.kind)
+        lines += [f"once its decoder {kind} is registered by `beit.nn.own_decoder.register`.", ""]
+    elif isinstance(story.model, (Classifier, Segmenter)):
         masks = " --out MASKS" if isinstance(story.model, Segmenter) else ""
         lines += [f"or, on the command line, `beit predict {spec} PICTURES{masks}`.", ""]
     elif isinstance(story.model, (MaskedImageModel, Encoder)):

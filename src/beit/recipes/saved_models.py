@@ -21,6 +21,7 @@ from beit.nn.decoder_config import decoder_config_from
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
+from beit.nn.own_decoder import known
 from beit.nn.same_make import not_ours, refuse_other_make
 from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.tokenizer import storage
@@ -97,15 +98,27 @@ def save_segmenter(folder: Path, model: Segmenter, facts: Mapping[str, Any]) -> 
         UserError: It is not made as ours are, and would not be what is loaded again.
     """
     _require(model, Segmenter)
-    described = {
+    _write(folder, model, {**_described_segmenter(model), **facts})
+
+
+def refuse_unsavable(model: Segmenter) -> None:
+    """See that a segmenter can be saved, before it is trained.
+
+    Raises:
+        UserError: It is not made as ours are, or its decoder is not made twice alike.
+    """
+    _require(model, Segmenter)
+    refuse_other_make(model, _twin(Path(), _described_segmenter(model)), what(model))
+
+
+def _described_segmenter(model: Segmenter) -> dict[str, Any]:
+    return {
         "kind": SEGMENTER_KIND,
         "format": 1,
         "encoder": asdict(model.encoder.config),
         "decoder": asdict(model.config),
         "labels": list(model.labels),
-        **facts,
     }
-    _write(folder, model, described)
 
 
 def save_encoder(folder: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
@@ -142,13 +155,16 @@ def _require(model: nn.Module, kind: type[Model], *heads: type[Head]) -> None:
 
 def _write(folder: Path, model: Model, described: Mapping[str, Any]) -> None:
     text = json.dumps(described, indent=2, allow_nan=False)
-    with torch.device("meta"):  # takes no memory and draws nothing
-        same = _built(folder, json.loads(text))
-    refuse_other_make(model, same, what(model))
+    refuse_other_make(model, _twin(folder, json.loads(text)), what(model))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(model).items()}
     atomic_write_bytes(folder / "model.safetensors", save(tensors))
     atomic_write_text(folder / "config.json", text + "\n")
+
+
+def _twin(folder: Path, described: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):  # takes no memory and draws nothing
+        return _built(folder, described)
 
 
 def load(path: str | Path) -> Model:
@@ -269,6 +285,7 @@ def _classifier(folder: Path, config: Mapping[str, Any]) -> Classifier:
 
 def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
     encoder = _encoder_config(folder, config)
+    _require_known_decoder(folder, config.get("decoder"))
     try:
         decoder = decoder_config_from(config["decoder"])
         labels = tuple(str(label) for label in config["labels"])
@@ -281,6 +298,15 @@ def _segmenter(folder: Path, config: Mapping[str, Any]) -> Segmenter:
             f"{folder / 'config.json'} names {len(labels)} of {decoder.classes} classes"
         )
     return build_segmenter(Encoder(encoder), decoder, labels)
+
+
+def _require_known_decoder(folder: Path, described: object) -> None:
+    kind = described.get("kind") if isinstance(described, Mapping) else None
+    if isinstance(kind, str) and not known(kind):
+        raise UserError(
+            f"{folder} holds a segmenter with the decoder {kind!r}, which is none of beit's own: "
+            "load it from Python, once that decoder is registered by beit.nn.own_decoder.register"
+        )
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

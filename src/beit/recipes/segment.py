@@ -1,5 +1,6 @@
 """Fine-tuning for semantic segmentation, end to end: from pictures and masks to a segmenter."""
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from beit.evaluation.dense_inference import DenseSettings, dense_classes
 from beit.evaluation.segmentation import SegmentationScore
 from beit.files import atomic_write_text, json_of_measured
 from beit.nn.decoder_config import DecoderConfig, decoder_config
+from beit.nn.own_decoder import OwnDecoder
 from beit.nn.segmenter import Segmenter, build_segmenter
 from beit.objectives.pixels import class_weights
 from beit.recipes.best import BestWatch
@@ -33,7 +35,7 @@ from beit.recipes.build import (
 )
 from beit.recipes.downstream_models import SegmentRecipe
 from beit.recipes.initial import Start, start_from
-from beit.recipes.saved_models import save_segmenter
+from beit.recipes.saved_models import refuse_unsavable, save_segmenter
 from beit.recipes.stage import BAD_VALIDATION_PICTURES, RunRequest, Stage, open_stage
 from beit.recipes.train import take_average
 from beit.tasks.segment import SegmentTask
@@ -55,6 +57,7 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
         train, validation = paired_sources(recipe, request.data, rescan=request.resume)
         start = start_from(recipe.encoder, init, recipe.engine.seed)
         model = segmenter(recipe, start, train.classes)
+        _try_out(model, training=world.size == 1)
         with open_stage(recipe, request, world, device, (train, validation)) as stage:
             if world.main:
                 start.keep(stage.run.path)
@@ -107,6 +110,20 @@ def _decoder(recipe: SegmentRecipe, start: Start, classes: int) -> DecoderConfig
     names = ("channels", "layers", "auxiliary", "dropout", "norm")
     explicit = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
     return decoder_config(asked.kind, start.encoder.config, classes, **explicit)
+
+
+def _try_out(model: Segmenter, *, training: bool) -> None:
+    """See that a decoder of one's own gives logits and can be saved while nothing is lost yet.
+
+    It is tried as it trains, unless ranks would have to talk (their norms do) and have no devices.
+    """
+    if not isinstance(model.decoder, OwnDecoder):
+        return
+    config = model.encoder.config
+    tried = copy.deepcopy(model.decoder).train(training)
+    with torch.no_grad():
+        tried([torch.zeros(2, config.width, *config.grid) for _ in model.config.layers])
+    refuse_unsavable(Segmenter(model.encoder, model.config, tried, model.auxiliary, model.labels))
 
 
 def measured(
