@@ -4,6 +4,7 @@
 
     beit.pretrain("tiny", data="photos/", out="runs/photos")
     model = beit.load("runs/photos")            # a MaskedImageModel
+    images = beit.inputs(model, "photos/")      # (B, 3, H, W), as the model takes them
     tokens = model.encoder(images).tokens       # (B, 1 + N, D)
 
 Names are loaded when they are first used, so that `import beit` and `beit --help` cost nothing.
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         compare,
         encoder,
         evaluate,
+        inputs,
         load,
         pictures,
         plan,
@@ -36,6 +38,7 @@ __all__ = [
     "compare",
     "encoder",
     "evaluate",
+    "inputs",
     "load",
     "pictures",
     "plan",

@@ -24,6 +24,7 @@ from beit.recipes.classify import classify as _classify
 from beit.recipes.comparing import compare
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.evaluating import evaluate
+from beit.recipes.inputs import inputs
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.planning import PlanRequest
@@ -43,6 +44,7 @@ __all__ = [
     "compare",
     "encoder",
     "evaluate",
+    "inputs",
     "load",
     "pictures",
     "plan",

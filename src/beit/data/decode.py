@@ -123,6 +123,23 @@ def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> "Tensor":
         return pixels_of(to_rgb(_upright(image)))
 
 
+def of_pillow(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened or made, as `decode` gives that of a file.
+
+    Raises:
+        BadPicture: It is refused; the reason says why.
+    """
+    with _strict_pillow():
+        try:
+            _check_header(image, PIXEL_LIMIT)
+            image.load()
+            return to_rgb(_upright(image))
+        except BadPicture:
+            raise
+        except Exception as error:  # as for files: it may be read only now
+            raise BadPicture(_phrase(error)) from None
+
+
 def pixels_of(image: Image.Image) -> "Tensor":
     """An RGB picture as (3, H, W) uint8 in (H, W, 3) memory."""
     import torch

@@ -115,10 +115,15 @@ def _looks(
 ) -> Iterator[Tensor]:
     """The logits (C, h, w) of each scale, and of the mirrored picture turned back."""
     for scale in settings.scales:
-        pixels = _normalised(_resized(image, _seen_size(image, settings, scale)), device)
+        pixels = shown(image, _seen_size(image, settings, scale), device)
         yield _logits(model, pixels, settings)
         if settings.flip:
             yield _logits(model, pixels.flip(-1), settings).flip(-1)
+
+
+def shown(image: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """A picture (3, H, W) of uint8 brought to a size and normalised on the device, (3, h, w)."""
+    return _normalised(_resized(image, size), device)
 
 
 def _seen_size(image: Tensor, settings: DenseSettings, scale: float) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ class Classifier(nn.Module):
         encoder: Fresh, or pre-trained.
         head: Pools the tokens, normalises, projects.
         labels: What the classes are called, in the order of the logits; empty when not known.
+
+    Attributes:
+        view: How pictures are cut, as the files say that it was read from; empty where none do.
     """
 
     def __init__(self, encoder: Encoder, head: ClassifierHead, labels: Sequence[str] = ()) -> None:
@@ -24,6 +28,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
         self.labels = tuple(labels)
+        self.view: dict[str, Any] = {}
         assert len(self.labels) in (0, self.classes), (len(self.labels), self.classes)
 
     @property

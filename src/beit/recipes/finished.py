@@ -9,10 +9,12 @@ from beit.data.views import ViewSettings
 from beit.errors import UserError
 from beit.interop import hub
 from beit.nn.classifier import Classifier
+from beit.nn.encoder import Encoder
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.foreign import facts_of, whole
 from beit.recipes.initial import read_initial
+from beit.recipes.saved_models import Model
 from beit.tokenizer.dvae import DiscreteVAE
 
 Usable = Classifier | Segmenter
@@ -29,9 +31,36 @@ class Finished:
     @property
     def views(self) -> ViewSettings:
         """How a picture is cut for it."""
-        share = float(self.facts.get("view", {}).get("centre_share", USUAL_SHARE))
-        size = self.model.encoder.config.image_size
-        return ViewSettings(patch_view=size, random=False, centre_share=share)
+        return views_of(self.model, self.facts.get("view", {}))
+
+
+def views_of(model: Model, view: Mapping[str, Any]) -> ViewSettings:
+    """How a picture is cut for a model without chance.
+
+    Args:
+        model: Of any kind.
+        view: What its files say of that; only classifiers have seen less than the largest crop.
+    """
+    if isinstance(model, DiscreteVAE):
+        return ViewSettings(token_view=model.image_size, random=False)
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    share = view.get("centre_share", USUAL_SHARE) if isinstance(model, Classifier) else 1.0
+    size = encoder.config.image_size
+    return ViewSettings(patch_view=size, random=False, centre_share=float(share))
+
+
+def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
+    """Read a model, ours or other people's, with what its files say of it.
+
+    Raises:
+        UserError: There is no model.
+    """
+    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
+    if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
+        return saved_models.load(path), facts
+    found = read_initial(spec).foreign
+    assert found is not None  # ours was read above
+    return whole(found), facts_of(found)
 
 
 def read_finished(spec: str | Path) -> Finished:
@@ -44,22 +73,17 @@ def read_finished(spec: str | Path) -> Finished:
     Raises:
         UserError: It holds no such model.
     """
-    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
-    if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
-        model = saved_models.load(path)
-        if isinstance(model, (Classifier, Segmenter)):
-            return Finished(model, facts)
-        if isinstance(model, DiscreteVAE):
-            raise UserError(
-                f"{spec} holds a tokenizer, which knows no classes; its figures are in its run's "
-                f"result.json and in what `beit report` writes: give a classifier or a segmenter"
-            )
+    model, facts = read_whole(spec)
+    if isinstance(model, (Classifier, Segmenter)):
+        return Finished(model, facts)
+    if isinstance(model, DiscreteVAE):
         raise UserError(
-            f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
-            f"first: beit classify (or segment) RECIPE --init {spec} ..."
+            f"{spec} holds a tokenizer, which knows no classes; its figures are in its run's "
+            f"result.json and in what `beit report` writes: give a classifier or a segmenter"
         )
-    found = read_initial(spec).foreign
-    theirs = None if found is None else whole(found)
-    if found is None or not isinstance(theirs, (Classifier, Segmenter)):
+    if "kind" not in facts:
         raise UserError(f"{spec} has no classifier; fine-tune it first: beit classify ... --init")
-    return Finished(theirs, facts_of(found))
+    raise UserError(
+        f"{spec} holds {saved_models.what(model)}, which predicts no classes; fine-tune it "
+        f"first: beit classify (or segment) RECIPE --init {spec} ..."
+    )

@@ -19,7 +19,9 @@ def whole(found: ForeignModel) -> Segmenter | Classifier | MaskedImageModel | En
     if found.head is None:
         return found.encoder
     if isinstance(found.head, ClassifierHead):
-        return Classifier(found.encoder, found.head, found.labels).eval()
+        classifier = Classifier(found.encoder, found.head, found.labels)
+        classifier.view = dict(facts_of(found).get("view", {}))
+        return classifier.eval()
     return MaskedImageModel(found.encoder, found.head).eval()
 
 

@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from beit.data.augment import normalise
 from beit.data.decode import BadPicture
-from beit.data.draws import Key
 from beit.data.sources import open_source
-from beit.data.views import ViewSettings, make_views
+from beit.data.views import ViewSettings
 from beit.errors import UserError
+from beit.recipes.inputs import batch_of, view_of
 
 PICTURES = 8
 DIGITS = "digits"  # handwritten ones, always there
@@ -32,14 +31,12 @@ def real_pictures(spec: str, size: tuple[int, int], count: int = PICTURES) -> Te
     found: list[Tensor] = []
     for index in range(0, len(source), max(1, len(source) // count)):
         try:
-            view, _ = make_views(source.read(index), views, Key(0, 0, 0))
+            found.append(view_of(source.read(index), views))
         except BadPicture:
             continue
-        assert view is not None
-        found.append(view)
         if len(found) == count:
             break
     if not found:
         raise UserError(f"{spec} holds no picture that can be read")
-    whole = torch.stack([found[place % len(found)] for place in range(count)])
-    return normalise(whole.float() / 255)
+    repeated = [found[place % len(found)] for place in range(count)]
+    return batch_of(repeated, views, torch.device("cpu"))

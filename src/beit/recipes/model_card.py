@@ -187,7 +187,8 @@ def _how_to_load(story: Story, spec: str) -> str:
         height, width = encoder.config.image_size
         lines.append(
             f"It takes (B, 3, {height}, {width}) pictures, normalised with mean "
-            f"{list(IMAGENET.mean)} and deviation {list(IMAGENET.deviation)}.\n"
+            f"{list(IMAGENET.mean)} and deviation {list(IMAGENET.deviation)}: "
+            "`beit.inputs(model, PICTURES)`.\n"
         )
     return "\n".join(lines)
 

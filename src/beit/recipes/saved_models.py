@@ -181,6 +181,8 @@ def load(path: str | Path) -> Model:
         return storage.load(folder)
     model = _built(folder, config)
     load_weights(model, folder / "model.safetensors")
+    if isinstance(model, Classifier) and isinstance(view := config.get("view"), dict):
+        model.view = view
     return model.eval()
 
 
