@@ -1,4 +1,4 @@
-"""From pictures to what a model takes: the one way that predictions and notebooks go."""
+"""From pictures to what a model takes, cut as for predictions and evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
