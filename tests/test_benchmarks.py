@@ -83,6 +83,13 @@ def test_a_step_is_profiled_and_drawn(tmp_path: Path) -> None:
         assert picture.size[0] > 1000
 
 
+def test_the_worth_of_pre_training_is_drawn(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "label_figure.py"), str(tmp_path / "labels.png")]
+    subprocess.run(command, check=True)
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.size[0] > 1000
+
+
 def test_input_paths_are_compared(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(5):
