@@ -74,10 +74,20 @@ def test_every_recipe_is_listed_named_and_counted() -> None:
 
 def test_a_base_classifier_counts_as_many_parameters_as_the_paper_s() -> None:
     shown = show_recipe("base", [], task="classify", quiet=True)
-    # ViT-B/16 has 86,567,656 with a key bias in each of 12 layers and no mask embedding, of which
-    # fine-tuning has neither or does not train it.
-    assert shown["parameters"] == 86_567_656 - 12 * 768 + 768
+    # ViT-B/16 has 86,567,656 with a key bias in each of 12 layers.
+    assert shown["parameters"] == 86_567_656 - 12 * 768
     assert shown["gflop_per_picture"]["forward"] == pytest.approx(35.13, abs=0.1)
+
+
+def test_a_fine_tuning_is_counted_with_a_bias_table_a_block_as_it_is_trained() -> None:
+    shared, heads, depth = (2 * 8 - 1) ** 2 + 3, 3, 6
+    for task, changes in (("classify", ()), ("segment", ("--encoder.image_size", "64"))):
+        shown, none = (
+            show_recipe("tiny", [*changes, *more], task=task, quiet=True)
+            for more in ((), ("--encoder.relative_positions", "none"))
+        )
+        assert shown["resolved_encoder"]["relative_positions"] == "per-layer"
+        assert shown["parameters"] - none["parameters"] == depth * heads * shared
 
 
 def test_the_nearest_recipe_is_named() -> None:

@@ -4,10 +4,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from beit.nn.classifier import Classifier
 from beit.nn.counting import Work, count_parameters, count_work
+from beit.nn.segmenter import Segmenter
 from beit.recipes.build import encoder_config_of, mask_plan, pretrain_task, tokenizer_config
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe
@@ -105,12 +106,12 @@ def _counted_segmenter(recipe: SegmentRecipe) -> dict[str, Any]:
 
 
 def _counted_model(
-    recipe: ClassifyRecipe | SegmentRecipe, model: nn.Module, classes: int
+    recipe: ClassifyRecipe | SegmentRecipe, model: Classifier | Segmenter, classes: int
 ) -> dict[str, Any]:
     work = trained_work(recipe, classes)
     return {
         "parameters": count_parameters(model),
-        "resolved_encoder": asdict(encoder_config_of(recipe.encoder)),
+        "resolved_encoder": asdict(model.encoder.config),
         "gflop_per_picture": {
             "forward": _giga(work.forward),
             "forward_and_backward": _giga(work.training),

@@ -7,8 +7,6 @@ from beit.data.augment import prepare
 from beit.data.views import ViewSettings
 from beit.evaluation.dense_inference import dense_classes, window_starts
 from beit.nn.classifier import Classifier
-from beit.nn.encoder import Encoder
-from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import Segmenter
 from beit.recipes.build import (
     dense_settings,
@@ -18,8 +16,9 @@ from beit.recipes.build import (
     view_settings,
 )
 from beit.recipes.calibration import Call, Shape, random_batch
+from beit.recipes.classify import classifier
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
-from beit.recipes.initial import Start
+from beit.recipes.initial import NOTHING, Start, start_from
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.segment import logits_of, segmenter
 from beit.recipes.train import masked_prediction
@@ -39,14 +38,18 @@ def has_tokens(recipe: Planned) -> bool:
 
 
 def fresh_classifier(recipe: ClassifyRecipe, classes: int) -> Classifier:
-    """A classifier with freshly drawn weights."""
-    config = encoder_config_of(recipe.encoder)
-    return Classifier(Encoder(config), ClassifierHead(config.width, classes, recipe.tuning.pool))
+    """The classifier that a run from scratch trains."""
+    return classifier(recipe, _from_scratch(recipe), ("",) * classes)
 
 
 def fresh_segmenter(recipe: SegmentRecipe, classes: int) -> Segmenter:
-    """A segmenter with freshly drawn weights."""
-    return segmenter(recipe, Start(Encoder(encoder_config_of(recipe.encoder))), ("",) * classes)
+    """The segmenter that a run from scratch trains."""
+    return segmenter(recipe, _from_scratch(recipe), ("",) * classes)
+
+
+def _from_scratch(recipe: ClassifyRecipe | SegmentRecipe) -> Start:
+    """Not the recipe's encoder as it stands: fine-tuning gives each block its own bias table."""
+    return start_from(recipe.encoder, NOTHING, recipe.engine.seed)
 
 
 def fresh_task(recipe: Planned, vae: DiscreteVAE | None, classes: int) -> nn.Module:
