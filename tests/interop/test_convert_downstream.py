@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_a_classifier_that_says_no_crop_is_evaluated_alike_there_and_back(
     views = [read_finished(tmp_path / name).views for name in ("ours", names[to])]
     shares = [view.centre_share for view in views]
     assert shares[0] == pytest.approx(shares[1], abs=0.015)  # transformers has whole pixels
+
+
+@pytest.mark.parametrize(("side", "share"), [(32, 224 / 256), (384, 1.0)])
+def test_where_nobody_says_the_crop_is_the_reference_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: int, share: float
+) -> None:
+    """Its evaluation keeps 224 of 256 pixels, and from 384 px up the whole side."""
+    config = replace(_encoder("per-layer").config, image_size=(side, side), patch_size=(16, 16))
+    model = Classifier(Encoder(config), ClassifierHead(24, len(LABELS)), LABELS).eval()
+    save_classifier(tmp_path / "ours", model, {})
+    _convert(capsys, tmp_path / "ours", tmp_path / "there.pth", "--to", "reference")
+    _convert(capsys, tmp_path / "ours", tmp_path / "there", "--to", "transformers")
+    for name in ("ours", "there.pth", "there"):
+        found = read_finished(tmp_path / name).views.centre_share
+        assert found == pytest.approx(share, abs=0.015), name  # transformers has whole pixels
 
 
 def test_timm_prepares_pictures_as_we_do(

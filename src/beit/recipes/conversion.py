@@ -21,7 +21,7 @@ from beit.nn.heads import ClassifierHead, MaskedPixelHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
-from beit.recipes.finished import USUAL_SHARE
+from beit.recipes.finished import usual_share
 from beit.recipes.graphs import DIGITS, real_pictures
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
@@ -233,7 +233,8 @@ def _exported(model: _Model, to: Format) -> Exported:
     if to == "timm":
         return to_timm(encoder, head, labels, share)
     if share is None:  # its image processor has to say something: what we do ourselves
-        share = USUAL_SHARE if isinstance(head, ClassifierHead) else 1.0
+        size = encoder.config.image_size
+        share = usual_share(size) if isinstance(head, ClassifierHead) else 1.0
     return to_transformers(encoder, head, labels, share)
 
 

@@ -18,7 +18,7 @@ from beit.recipes.saved_models import Model
 from beit.tokenizer.dvae import DiscreteVAE
 
 Usable = Classifier | Segmenter
-USUAL_SHARE = 224 / 256  # that the crop for evaluation keeps where nobody says
+_WHOLE_FROM = 384  # pixels
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def views_of(model: Model, view: Mapping[str, Any]) -> ViewSettings:
     if isinstance(model, DiscreteVAE):
         return ViewSettings(token_view=model.image_size, random=False)
     encoder = model if isinstance(model, Encoder) else model.encoder
-    share = view.get("centre_share", USUAL_SHARE) if isinstance(model, Classifier) else 1.0
     size = encoder.config.image_size
+    share = view.get("centre_share", usual_share(size)) if isinstance(model, Classifier) else 1.0
     return ViewSettings(patch_view=size, random=False, centre_share=float(share))
 
 
@@ -61,6 +61,15 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
     found = read_initial(spec).foreign
     assert found is not None  # ours was read above
     return whole(found), facts_of(found)
+
+
+def usual_share(size: tuple[int, int]) -> float:
+    """Of the sides, that the crop for evaluation keeps where nobody says: as in the reference.
+
+    Args:
+        size: (height, width) of the model's pictures, in pixels.
+    """
+    return 1.0 if min(size) >= _WHOLE_FROM else 224 / 256
 
 
 def read_finished(spec: str | Path) -> Finished:
