@@ -134,6 +134,23 @@ def test_where_nobody_says_the_crop_is_the_reference_s(
         assert found == pytest.approx(share, abs=0.015), name  # transformers has whole pixels
 
 
+def test_a_file_that_does_not_say_how_pictures_were_normalised_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _classifier(tmp_path / "ours")
+    names = {"reference": "there.pth", "transformers": "there", "timm": "there.safetensors"}
+    for to, name in names.items():  # ours say it
+        _convert(capsys, tmp_path / "ours", tmp_path / name, "--to", to)
+        read_finished(tmp_path / name)
+        assert "nothing says" not in capsys.readouterr().err
+    bare = tmp_path / "bare.pth"
+    torch.save({"model": torch.load(tmp_path / "there.pth")["model"]}, bare)
+    read_finished(bare)
+    assert "nothing says what its pictures were normalised with" in capsys.readouterr().err
+    said = _convert(capsys, bare, tmp_path / "half", "--to", "beit", "--normalisation", "half")
+    assert not any("nothing says" in note for note in said["notes"])
+
+
 def test_timm_prepares_pictures_as_we_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,15 +58,18 @@ def to_reference(
 ) -> Exported:
     """The reference's `.pth`: {"model": state dict}, with its index buffers, strictly loadable.
 
-    The classes' names and the share of the sides that the crop for evaluation keeps stand beside
-    it, under "labels" and "centre_share", where the reference does not look.
+    How pictures are prepared and the classes' names stand beside it, under "mean", "deviation",
+    "centre_share" (of the sides, that the crop for evaluation keeps) and "labels", where the
+    reference does not look.
     """
     config, ours = encoder.config, state_of(encoder, head)
     theirs = _written(REFERENCE, config, ours, _kind(head, ours))
     for name in [name for name in theirs if name.endswith("relative_position_bias_table")]:
         stem = name.rpartition(".")[0]
         theirs[f"{stem}.{INDEX_SUFFIX}"] = relative_position_index(config.grid)
-    beside: dict[str, Any] = {"labels": list(labels)} if labels else {}
+    beside: dict[str, Any] = {"mean": list(MEAN), "deviation": list(DEVIATION)}
+    if labels:
+        beside["labels"] = list(labels)
     if centre_share is not None:
         beside["centre_share"] = centre_share
     return Exported({"": torch_bytes({"model": theirs, **beside})})

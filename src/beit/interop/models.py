@@ -35,6 +35,11 @@ from beit.nn.position import relative_position_index
 from beit.nn.segmenter import Segmenter
 
 Head = MaskedTokenHead | ClassifierHead
+UNTOLD = (
+    "nothing says what its pictures were normalised with, and ImageNet's mean and deviation are "
+    "assumed: where it was 0.5 for every colour (Microsoft's BEiT), take what "
+    "`beit convert --normalisation half` makes of it"
+)
 MOCO_SMALL, MOCO_SMALL_HEADS = 384, 12  # its heads are half as wide as everybody else's
 
 
@@ -151,9 +156,15 @@ def model_from_tensors(
 
 
 def for_our_pictures(model: ForeignModel) -> ForeignModel:
-    """A model that takes pictures as they are normalised here, whatever it was trained with."""
+    """A model that takes pictures as they are normalised here, whatever it was trained with.
+
+    The reference's segmenters had ImageNet's; of others' bare files nobody can know.
+    """
     fed = model.prepared.fed
-    told = None if fed is None else fold(model.encoder, fed)
+    if fed is None:
+        told = UNTOLD if model.segmenter is None else None
+    else:
+        told = fold(model.encoder, fed)
     if told is None:
         return model
     prepared = model.prepared._replace(fed=IMAGENET)

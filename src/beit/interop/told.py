@@ -70,17 +70,23 @@ def file_told(file: Path, read: Mapping[str, Any], hints: Hints) -> Told:
     """What a file of ours for timm or for the reference says beside its weights.
 
     Raises:
-        UserError: It has a header like ours with impossible values.
+        UserError: It says what we say, with impossible values.
     """
     header = read_metadata(file) if file.suffix == SAFE else {}
-    return _timm_told(file, header, hints) if "timm" in header else _reference_told(read, hints)
+    if "timm" in header:
+        return _timm_told(file, header, hints)
+    return _reference_told(file, read, hints)
 
 
-def _reference_told(read: Mapping[str, Any], hints: Hints) -> Told:
+def _reference_told(file: Path, read: Mapping[str, Any], hints: Hints) -> Told:
     labels, share = read.get("labels"), read.get("centre_share")
     names = tuple(map(str, labels)) if isinstance(labels, (list, tuple)) else ()
     possible = isinstance(share, float) and 0 < share <= 1
-    return Told(hints, names, Prepared(None, share if possible else None))
+    mean, deviation = read.get("mean"), read.get("deviation")
+    fed = None
+    if isinstance(mean, list) and isinstance(deviation, list):
+        fed = normalisation_from(mean, deviation, str(file))
+    return Told(hints, names, Prepared(fed, share if possible else None))
 
 
 def _timm_told(file: Path, header: Mapping[str, str], hints: Hints) -> Told:
@@ -89,8 +95,10 @@ def _timm_told(file: Path, header: Mapping[str, str], hints: Hints) -> Told:
         height, width = (int(side) for side in arguments["img_size"])
         heads = int(arguments["num_heads"])
         names = tuple(str(label) for label in labels)
-        prepared = Prepared(None, centre_share(arguments.get("pretrained_cfg_overlay", {})))
+        said = arguments.get("pretrained_cfg_overlay", {})
+        mean, share = said.get("mean"), centre_share(said)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file} has an impossible header ({error})") from error
+    fed = None if mean is None else normalisation_from(mean, said.get("std"), str(file))
     hints = Hints(hints.image_size or (height, width), hints.heads or heads)
-    return Told(hints, names, prepared)
+    return Told(hints, names, Prepared(fed, share))

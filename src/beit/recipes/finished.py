@@ -1,11 +1,13 @@
 """Reading a model that is to be used: a classifier or a segmenter, ours or converted."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beit.data.views import ViewSettings
+from beit.engine.distribution import current_world
 from beit.errors import UserError
 from beit.interop import hub
 from beit.nn.classifier import Classifier
@@ -50,7 +52,7 @@ def views_of(model: Model, view: Mapping[str, Any]) -> ViewSettings:
 
 
 def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
-    """Read a model, ours or other people's, with what its files say of it.
+    """Read a model, ours or other people's, with what its files say of it; doubts are printed.
 
     Raises:
         UserError: There is no model.
@@ -60,6 +62,8 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
         return saved_models.load(path), facts
     found = read_initial(spec).foreign
     assert found is not None  # ours was read above
+    for note in found.notes if current_world().main else ():
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return whole(found), facts_of(found)
 
 
