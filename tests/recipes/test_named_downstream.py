@@ -1,6 +1,6 @@
 """The named recipes of fine-tuning are the paper's and the reference's rows."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -81,7 +81,11 @@ def test_a_base_classifier_counts_as_many_parameters_as_the_paper_s() -> None:
 
 def test_a_fine_tuning_is_counted_with_a_bias_table_a_block_as_it_is_trained() -> None:
     shared, heads, depth = (2 * 8 - 1) ** 2 + 3, 3, 6
-    for task, changes in (("classify", ()), ("segment", ("--encoder.image_size", "64"))):
+    cases: list[tuple[Literal["classify", "segment"], list[str]]] = [
+        ("classify", []),
+        ("segment", ["--encoder.image_size", "64"]),
+    ]
+    for task, changes in cases:
         shown, none = (
             show_recipe("tiny", [*changes, *more], task=task, quiet=True)
             for more in ((), ("--encoder.relative_positions", "none"))
