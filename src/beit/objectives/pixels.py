@@ -38,6 +38,9 @@ def pixel_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy in nats a pixel, over the pixels that are not ignored.
 
+    Departure: the reference's library divides by all pixels of a rank's batch, those that are
+    ignored among them, so that a crop with much padding weighs less.
+
     Logits are resized to the target bilinearly; a target is never resized. Computed in float32,
     on a flat list of pixels, because torch's kernel for lists repeats bitwise on a GPU and its
     kernel for maps does not.

@@ -85,7 +85,7 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
 def choose_token_precision(
     asked: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
 ) -> TokenPrecision:
-    """What the frozen tokenizer computes in: on CUDA float16, as the reference's under autocast."""
+    """What the frozen tokenizer computes in: on CUDA float16, as DALL-E's in the reference."""
     if asked != "auto":
         return asked
     return "float16" if device.type == "cuda" else "float32"

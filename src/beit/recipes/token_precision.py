@@ -25,8 +25,8 @@ def with_token_precision(
     """The recipe with "auto" replaced by what it means here.
 
     It is what the run in `out` was made with, if there is one; else what the bank was; else
-    "float16" on a CUDA device, as the reference, whose tokenizer runs under autocast there, and
-    "float32" elsewhere.
+    "float16" on a CUDA device, where DALL-E's own code computes the reference's tokenizer in it,
+    and "float32" elsewhere.
 
     Args:
         recipe: A recipe that says something else than "auto" is given back as it is.

@@ -25,7 +25,9 @@ class TokenReader:
     become equal ones. On a CUDA device the output layer multiplies half-precision numbers too, and
     sums them in float32. Some codes change: `agreement` tells how many.
 
-    Departure: the reference runs its tokenizer in float16 by autocast on a GPU, output layer too.
+    Departure: the reference asks its tokenizer outside of autocast; on a GPU DALL-E's own code
+    computes every convolution but the output layer in float16, whose weights stay float32. Here
+    those are rounded there, too.
 
     Args:
         tokenizer: On the device where it will be asked.
