@@ -87,7 +87,7 @@ def test_table_equals_the_spline_the_reference_used(
         )
 
 
-@pytest.mark.parametrize(("old", "new"), [(3, 7), (2, 2), (13, 23), (6, 40), (2, 9)])
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (2, 2), (13, 23), (7, 27)])
 def test_places_grow_by_a_constant_factor_and_span_the_new_axis(old: int, new: int) -> None:
     places = geometric_places(old, new)
     steps = np.diff(places[old:])
@@ -96,6 +96,25 @@ def test_places_grow_by_a_constant_factor_and_span_the_new_axis(old: int, new: i
     np.testing.assert_allclose(places[-1], new, rtol=1e-9)
     np.testing.assert_allclose(steps[1:] / steps[:-1], steps[1], rtol=1e-9)
     np.testing.assert_allclose(places, slow_places(old, new), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 7), (6, 40), (2, 9)])
+def test_places_grow_no_faster_than_the_reference_s(old: int, new: int) -> None:
+    places = geometric_places(old, new)
+    np.testing.assert_allclose(places[old:], [0, *np.cumsum(1.5 ** np.arange(old))])
+    assert places[-1] < new
+    np.testing.assert_allclose(places, slow_places(old, new), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 6), (3, 12), (4, 12), (5, 15), (6, 24), (8, 40)])
+def test_a_small_grid_much_enlarged_keeps_to_the_values_it_had(old: int, new: int) -> None:
+    """A bias that falls with the distance goes on falling, and swings nowhere far beyond."""
+    down, right = _offsets((old, old))
+    entries = torch.from_numpy(-np.log1p(np.hypot(down, right))).flatten()
+    table = torch.cat((entries, torch.zeros(3)))[:, None].float()
+    low, high = float(entries.min()), float(entries.max())
+    resized = resize_relative_table(table, (old, old), (new, new))[:-3]
+    assert low - 0.5 * (high - low) < resized.min() and resized.max() < high + 0.05
 
 
 @pytest.mark.parametrize(("old", "new"), GRID_CHANGES)

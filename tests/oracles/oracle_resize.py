@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def slow_places(old: int, new: int) -> list[float]:
-    """Add up steps that grow by a factor; creep towards the factor digit by digit."""
+    """Add up steps that grow by a factor, of 1.5 at most; creep towards it digit by digit."""
 
     def reach(factor: float) -> float:
         total, step = 0.0, 1.0
@@ -19,7 +19,7 @@ def slow_places(old: int, new: int) -> list[float]:
 
     factor = 1.0
     for digit in range(15):
-        while old > 1 and reach(factor + 10.0**-digit) <= new:
+        while old > 1 and reach(factor + 10.0**-digit) <= new and factor + 10.0**-digit <= 1.5:
             factor += 10.0**-digit
     side, step = [0.0], 1.0
     for _ in range(old):

@@ -21,6 +21,7 @@ from beit.nn.position import SPECIAL_ROWS, relative_table_rows
 Grid = tuple[int, int]
 Weights = dict[str, Tensor]
 
+LARGEST_FACTOR = 1.5  # between two steps of a progression; the reference's
 _EQUAL = ("width", "depth", "heads", "channels", "patch_size", "mlp_ratio")
 _FREE = ("drop_path", "dropout", "checkpointing")
 _POSITIONS = "embeddings.positions"
@@ -147,12 +148,13 @@ def resize_relative_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tens
     largest lands on the largest new offset, and a bicubic spline through them is read at the new
     offsets. Offsets 0 and 1 keep their values, far ones are stretched. The spline is FITPACK's
     interpolating one ("not a knot"), which the reference used; it is a linear map along each axis.
+    Offsets beyond what q <= 1.5 reaches (of a small grid much enlarged, or of one or two patches)
+    take the value of the largest: through points further apart the spline would swing far beyond.
 
     Departure: the reference knows squares only and looks for q in [1.01, 1.5] down to 1e-6; here
     each axis has its own q >= 1, to the precision of the machine. A smaller grid keeps the entries
     of the offsets it has (q = 1); the reference's smallest q squeezes them by up to one in a
-    hundred an offset. Along an axis of one or two patches, where no q would do, offsets that were
-    never seen take the value of the largest that was.
+    hundred an offset.
 
     Args:
         table: ((2h-1)(2w-1) + 3, H); the last three rows are the special token's and are kept.
@@ -190,13 +192,14 @@ def _interpolation(old: int, new: int) -> NDArray[np.float64]:
 
 
 def geometric_places(old: int, new: int) -> NDArray[np.float64]:
-    """Where the old offsets -n ... n are put, so that they reach from -m to m (m >= n).
+    """Where the old offsets -n ... n are put, so that they reach from -m to m (m >= n), or nearly.
 
     Returns:
-        (2n+1,) increasing and symmetric: 0, then 1, 1 + q, 1 + q + q^2 ... on either side.
+        (2n+1,) increasing and symmetric: 0, then 1, 1 + q, 1 + q + q^2 ... on either side, with q
+        no larger than `LARGEST_FACTOR`.
     """
     assert new >= old >= 1, (old, new)
-    low, high = 1.0, float(max(new, 1))  # the sum at q = m is above m already
+    low, high = 1.0, LARGEST_FACTOR
     while old > 1 and low < (ratio := (low + high) / 2) < high:
         if (ratio ** np.arange(old)).sum() > new:
             high = ratio
