@@ -146,6 +146,7 @@ def run_toy(
     hook: Hook | None = None,
     chance: bool = True,
     poison: int | None = None,
+    task: ToyTask | None = None,
 ) -> FitResult:
     """Train in the folder, going on with what is there."""
     batches = toy_batches(settings, poison=poison)
@@ -154,7 +155,7 @@ def run_toy(
     main = current_world().main
     with RunFolder.open(folder, resume=True, main=main) as run:
         return fit(
-            ToyTask(chance=chance),
+            task or ToyTask(chance=chance),
             batches,
             settings,
             run=run,

@@ -10,12 +10,13 @@ from torch import nn
 
 from beit.engine.checkpoints import Checkpoints
 from beit.engine.fit import fit
-from beit.engine.protocol import Evaluation
+from beit.engine.protocol import Evaluation, StepContext, StepOutput
 from beit.engine.run_folder import RunFolder
 from beit.engine.signals import StopSignal
 from beit.errors import Interrupted
 from engine.engine_toy import (
     SETTINGS,
+    ToyBatch,
     ToyTask,
     hash_of,
     rows_of,
@@ -98,6 +99,33 @@ def test_a_loader_that_dies_of_the_same_signal_does_no_harm(tmp_path: Path) -> N
     with pytest.raises(Interrupted, match="after step 6"):
         run_toy(tmp_path, hook=hook)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 6
+
+
+class Norming(ToyTask):
+    def __init__(self) -> None:
+        super().__init__(chance=False)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, batch: ToyBatch, context: StepContext) -> StepOutput:
+        return super().forward(replace(batch, x=self.norm(batch.x)), context)
+
+
+def test_a_step_broken_off_between_its_micro_batches_leaves_no_trace(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, accumulate=2)
+    run_toy(tmp_path / "whole", settings, task=Norming())
+    micro_batches: list[int] = []
+
+    def hook(done: int) -> None:
+        micro_batches.append(done)
+        if micro_batches.count(6) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    folder = tmp_path / "parts"
+    with pytest.raises(Interrupted, match="after step 6"):
+        run_toy(folder, settings, hook=hook, task=Norming())
+    run_toy(folder, settings, task=Norming())
+    assert hash_of(folder) == hash_of(tmp_path / "whole")
 
 
 def sleep_through_it() -> None:

@@ -213,6 +213,7 @@ class _Run:
             if self.stop.requested and self.world.size == 1:
                 # Ctrl-C reached a loader's process too. The weights are those after the last whole
                 # step, so leave in order.
+                make_step.leave_broken_off()
                 self._leave(self._save())
             raise
 

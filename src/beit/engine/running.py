@@ -28,6 +28,12 @@ class RunningStatistics:
         self._before = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
+    def go_back(self) -> None:
+        """After a step broken off: be as it was remembered, without asking other ranks."""
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
     def settle(self, undone: Tensor) -> None:
         """After a step: join what the ranks found, or go back where `undone`, on the device, is 1.
 

@@ -109,6 +109,13 @@ class TrainingStep:
         values = torch.cat([bad.float()[None], means, norm[None]])
         return StepRecord(done + 1, rate, ("bad", *names, "gradient_norm"), values, identities)
 
+    def leave_broken_off(self) -> None:
+        """After a call that raised in its forward passes: have the task as before that step.
+
+        Weights have not moved; the batch norms of the micro-batches that went through have.
+        """
+        self._running.go_back()
+
     @torch.no_grad()
     def loss_after(self) -> Tensor:
         """The loss that the weights after the last step give, with nothing dropped: 0-d.
