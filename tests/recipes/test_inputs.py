@@ -1,5 +1,7 @@
 """`beit.inputs` gives what predictions and evaluations show a model."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,17 @@ def test_a_picture_that_cannot_be_read_is_named(classifier: Path, tmp_path: Path
 def test_a_model_of_ones_own_is_not_guessed_at() -> None:
     with pytest.raises(UserError, match="how pictures are cut for a Linear is not known"):
         beit.inputs(nn.Linear(2, 2), np.zeros((1, 4, 4, 3), np.uint8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("view", [7, {"centre_share": "0.9"}, {"centre_share": 2}], ids=str)
+def test_an_impossible_crop_is_told(view: Any, classifier: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(classifier, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "view": view}))
+    with pytest.raises(UserError, match=r"must .*\(0, 1\]"):
+        beit.predict(copy, _picture(tmp_path))
+
+
+def _picture(folder: Path) -> Path:
+    Image.new("RGB", (20, 20)).save(folder / "a.png")
+    return folder / "a.png"

@@ -11,8 +11,9 @@ import importlib.util
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ BOUND = 1e-4  # of the largest output, and of 1 where that is smaller
 LARGEST = 2**31 - 2**20  # bytes of weights; an ONNX file is one protobuf message
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 EXTRA_FILE = "beit.json"
+NO_VIEW: Mapping[str, Any] = MappingProxyType({})
 OUTPUTS = {
     "encoder": ("tokens", "(B, 1 + N, D), [S] first, before the last LayerNorm, a head's"),
     "classifier": ("logits", "(B, K)"),
@@ -63,13 +65,16 @@ class _Output(nn.Module):
         return self.model(images).tokens  # type: ignore[no-any-return]
 
 
-def to_onnx(model: Model, images: Tensor, labels: tuple[str, ...] = ()) -> Graph:
+def to_onnx(
+    model: Model, images: Tensor, labels: tuple[str, ...] = (), view: Mapping[str, Any] = NO_VIEW
+) -> Graph:
     """Write a model as ONNX and try it with onnxruntime.
 
     Args:
         model: In float32.
         images: (B, 3, H, W) normalised real pictures to try it on; B >= 2.
         labels: The classes' names.
+        view: How pictures are cut or seen, where it is known.
 
     Raises:
         UserError: The packages are missing, or the model is too large for one file.
@@ -84,18 +89,20 @@ def to_onnx(model: Model, images: Tensor, labels: tuple[str, ...] = ()) -> Graph
             f"the model has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB at most; "
             "use --to torch-export"
         )
-    metadata = metadata_of(model, labels)
+    metadata = metadata_of(model, labels, view)
     data = _onnx_bytes(_exported(model, images), metadata)
     return _tried(data, _onnx_runtime(data), model, images, metadata)
 
 
-def to_torch_export(model: Model, images: Tensor, labels: tuple[str, ...] = ()) -> Graph:
+def to_torch_export(
+    model: Model, images: Tensor, labels: tuple[str, ...] = (), view: Mapping[str, Any] = NO_VIEW
+) -> Graph:
     """Write a model as torch.export's archive and try it again after loading it.
 
     The pictures it was traced with are not kept, so that no pickle is in the archive. Metadata are
     the extra file `beit.json`. Arguments and errors are those of `to_onnx`.
     """
-    metadata = metadata_of(model, labels)
+    metadata = metadata_of(model, labels, view)
     program = _exported(model, images)
     program._example_inputs = None
     buffer = io.BytesIO()
@@ -105,11 +112,14 @@ def to_torch_export(model: Model, images: Tensor, labels: tuple[str, ...] = ()) 
     return _tried(buffer.getvalue(), again, model, images, metadata)
 
 
-def metadata_of(model: Model, labels: tuple[str, ...] = ()) -> dict[str, str]:
+def metadata_of(
+    model: Model, labels: tuple[str, ...] = (), view: Mapping[str, Any] = NO_VIEW
+) -> dict[str, str]:
     """What a user of the graph must know; every value is JSON.
 
     `kind`, `image_size` (height, width), `mean` and `deviation` of the pictures on [0, 1], `output`
-    and its shape, `labels` of the classes, and `weights_sha256` to tell which weights are in it.
+    and its shape, `labels` of the classes, `weights_sha256` to tell which weights are in it, and
+    where it is known `view`: how pictures are cut or seen, as a config.json of ours has it.
     """
     kind = _kind(model)
     config = _encoder_config(model)
@@ -122,6 +132,8 @@ def metadata_of(model: Model, labels: tuple[str, ...] = ()) -> dict[str, str]:
         "labels": list(labels),
         "weights_sha256": weights_sha256(model),
     }
+    if view:
+        values["view"] = dict(view)
     return {name: json.dumps(value) for name, value in values.items()}
 
 

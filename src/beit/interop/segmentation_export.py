@@ -1,7 +1,8 @@
 """Writing our segmenters for the reference and for transformers, as files in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from beit.interop.export import (
 from beit.interop.models import state_of
 from beit.interop.segmentation import INDEX_OF_LAYER_0, own_tensors, renames
 from beit.interop.segmentation_names import REFERENCE, TRANSFORMERS, DecoderLayout
+from beit.interop.told import OWN, PROCESSOR, SEGMENTING
 from beit.interop.translate import Tensors, few, to_theirs
 from beit.interop.weight_files import torch_bytes
 from beit.nn.config import EncoderConfig
@@ -27,11 +29,14 @@ from beit.nn.decoder_config import PYRAMID, default_pyramid
 from beit.nn.position import relative_position_index
 from beit.nn.segmenter import Segmenter
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _REFERENCE_PATCHES = (8, 16)  # that its backbone makes a pyramid for
 _IGNORED, _AUXILIARY_WEIGHT = 255, 0.4  # what transformers trains with, if it trains on
 
 
-def segmentation_to_reference(segmenter: Segmenter, labels: Sequence[str] = ()) -> Exported:
+def segmentation_to_reference(
+    segmenter: Segmenter, labels: Sequence[str] = (), facts: Mapping[str, Any] = NOTHING
+) -> Exported:
     """The reference's `.pth` for its segmentation library: {"meta": ..., "state_dict": ...}.
 
     Its backbone has no mask embedding. What its configuration must say is in the notes.
@@ -39,6 +44,9 @@ def segmentation_to_reference(segmenter: Segmenter, labels: Sequence[str] = ()) 
     Args:
         segmenter: A UPerNet with batch norms.
         labels: The classes' names, where the segmenter does not know them.
+        facts: How it sees pictures, its colours and how masks count, as our config.json has them;
+            they stand beside the weights, where the reference does not look (colours: where it
+            does).
 
     Raises:
         UserError: The reference has no such model.
@@ -60,7 +68,10 @@ def segmentation_to_reference(segmenter: Segmenter, labels: Sequence[str] = ()) 
         theirs[f"{stem}.{names.INDEX_SUFFIX}"] = relative_position_index(config.grid)
     theirs |= _decoder(segmenter, REFERENCE)
     classes = list(labels) or list(segmenter.labels)
-    meta = {"CLASSES": classes} if classes else {}
+    meta: dict[str, Any] = {"CLASSES": classes} if classes else {}
+    if facts.get("palette"):
+        meta["PALETTE"] = facts["palette"]
+    beside = {OWN: _segmenting(facts)} if _segmenting(facts) else {}
     notes = ["left out the mask embedding, which the reference has no use for in segmentation"]
     said = {
         "img_size": config.image_size,
@@ -70,10 +81,12 @@ def segmentation_to_reference(segmenter: Segmenter, labels: Sequence[str] = ()) 
     }
     told = ", ".join(f"{name}={_listed(value)}" for name, value in said.items())
     notes.append(f"the reference's configuration must say {told}")
-    return Exported({"": torch_bytes({"meta": meta, "state_dict": theirs})}, tuple(notes))
+    return Exported({"": torch_bytes({"meta": meta, "state_dict": theirs, **beside})}, tuple(notes))
 
 
-def segmentation_to_transformers(segmenter: Segmenter, labels: Sequence[str] = ()) -> Exported:
+def segmentation_to_transformers(
+    segmenter: Segmenter, labels: Sequence[str] = (), facts: Mapping[str, Any] = NOTHING
+) -> Exported:
     """A folder for `BeitForSemanticSegmentation.from_pretrained`.
 
     transformers counts the embeddings among the layers twice over: its out_indices i is what block
@@ -84,23 +97,14 @@ def segmentation_to_transformers(segmenter: Segmenter, labels: Sequence[str] = (
     Args:
         segmenter: A UPerNet with batch norms, on squares.
         labels: The classes' names, where the segmenter does not know them.
+        facts: How it sees pictures, its colours and how masks count, as our config.json has them;
+            they stand in the image processor's file, which has words of its own for the last.
 
     Raises:
         UserError: transformers has no such model.
     """
-    config, decoder, whose = segmenter.encoder.config, segmenter.config, "transformers"
-    _require_upernet(segmenter, whose)
-    require_square(config)
-    _require_pyramid(segmenter, PYRAMID, whose)
-    if decoder.channels != config.width:
-        raise UserError(
-            f"transformers' decoder is as wide as its encoder, {config.width}, and this one has "
-            f"{decoder.channels} channels"
-        )
-    if list(decoder.layers) != sorted(set(decoder.layers)):
-        raise UserError(
-            f"transformers reads each layer once and in order, not {list(decoder.layers)}"
-        )
+    config, decoder = segmenter.encoder.config, segmenter.config
+    _require_transformers(segmenter)
     masked = bool(segmenter.encoder.embeddings.mask_embedding.any())
     theirs, notes = _encoder(segmenter, names.TRANSFORMERS, masked), []
     written = config
@@ -128,9 +132,41 @@ def segmentation_to_transformers(segmenter: Segmenter, labels: Sequence[str] = (
     files = {
         "model.safetensors": save(theirs, {"format": "pt"}),
         "config.json": as_json(described),
-        "preprocessor_config.json": as_json(hub_processor(config)),
+        PROCESSOR: as_json(_processor(config, facts)),
     }
+    if facts.get("view", {}).get("mode") == "slide":
+        notes.append(
+            "transformers' image processor squeezes whole pictures; it has no windows, through "
+            "which this segmenter was measured"
+        )
     return Exported(files, tuple(notes))
+
+
+def _processor(config: EncoderConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """An image processor that brings pictures to the model's size, and says more to us."""
+    reduced = {"do_reduce_labels": bool(facts.get("reduce_zero_label", False))}
+    own = {OWN: _segmenting(facts)} if _segmenting(facts) else {}
+    return hub_processor(config) | reduced | own
+
+
+def _segmenting(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in SEGMENTING if facts.get(name) is not None}
+
+
+def _require_transformers(segmenter: Segmenter) -> None:
+    config, decoder, whose = segmenter.encoder.config, segmenter.config, "transformers"
+    _require_upernet(segmenter, whose)
+    require_square(config)
+    _require_pyramid(segmenter, PYRAMID, whose)
+    if decoder.channels != config.width:
+        raise UserError(
+            f"transformers' decoder is as wide as its encoder, {config.width}, and this one has "
+            f"{decoder.channels} channels"
+        )
+    if list(decoder.layers) != sorted(set(decoder.layers)):
+        raise UserError(
+            f"transformers reads each layer once and in order, not {list(decoder.layers)}"
+        )
 
 
 def _require_upernet(segmenter: Segmenter, whose: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from beit.errors import UserError
@@ -10,18 +11,31 @@ from beit.files import read_json_object
 from beit.interop.infer import Hints
 from beit.interop.normalisation import Normalisation, normalisation_from
 from beit.interop.weight_files import SAFE, read_metadata
+from beit.nn.config import LARGEST_SIDE
 
 PROCESSOR = "preprocessor_config.json"
+OWN = "beit"  # where a file for others says what others have no words for
+SEGMENTING = ("view", "palette", "reduce_zero_label")  # of a segmenter, as in our config.json
+_NUMBER = (int, float)
+_VIEW: dict[str, tuple[type, ...]] = {
+    "short_side": (int,),
+    "mode": (str,),
+    "stride_share": _NUMBER,
+    "scales": (list,),
+    "flip": (bool,),
+}
 
 
 class Prepared(NamedTuple):
     """How pictures were prepared for a model, as far as its files say.
 
-    `centre_share` is the share of the sides that a crop from the middle keeps.
+    `centre_share` is the share of the sides that a crop from the middle keeps; `segmenting` what a
+    file of ours says of a segmenter: how it sees whole pictures, its colours, how masks count.
     """
 
     fed: Normalisation | None = None
     centre_share: float | None = None
+    segmenting: Mapping[str, Any] = MappingProxyType({})
 
 
 class Told(NamedTuple):
@@ -51,7 +65,41 @@ def read_prepared(folder: Path) -> Prepared:
             share = _side(said["crop_size"]) / _side(said["size"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{file} has impossible sizes ({error})") from error
-    return Prepared(fed, share if 0 < share <= 1 else 1.0)
+    told = segmenting_told(said.get(OWN), str(file))
+    return Prepared(fed, share if 0 < share <= 1 else 1.0, told)
+
+
+def segmenting_told(said: object, where: str) -> dict[str, Any]:
+    """How a segmenter sees pictures, from a config.json of ours or from `OWN` in others' files.
+
+    Raises:
+        UserError: It has impossible values.
+    """
+    found = {n: v for n, v in said.items() if n in SEGMENTING} if isinstance(said, Mapping) else {}
+    palette = found.get("palette")
+    coloured = palette is None or isinstance(palette, list) and all(map(_colour, palette))
+    reduced = isinstance(found.get("reduce_zero_label", False), bool)
+    view = found.get("view")
+    if isinstance(view, Mapping):  # some conversions wrote a crop, which no segmenter has
+        found["view"] = {name: value for name, value in view.items() if name != "centre_share"}
+    if not (coloured and reduced and _sees(found.get("view", {}))):
+        raise UserError(f"{where} says impossible things of a segmenter's pictures: {found}")
+    return found
+
+
+def _sees(view: Any) -> bool:
+    """Whether something says how whole pictures are seen, in values of the right kinds."""
+    if not isinstance(view, Mapping) or not view.keys() <= _VIEW.keys():
+        return False
+    typed = all(type(value) in _VIEW[name] for name, value in view.items())
+    numbers = typed and all(type(scale) in _NUMBER for scale in view.get("scales", ()))
+    return numbers and 1 < view.get("short_side", LARGEST_SIDE) <= LARGEST_SIDE
+
+
+def _colour(value: Any) -> bool:
+    """Whether something is three numbers of a byte each."""
+    three = isinstance(value, list) and len(value) == 3
+    return three and all(type(part) is int and 0 <= part < 256 for part in value)
 
 
 def _side(size: Any) -> int:
@@ -86,7 +134,8 @@ def _reference_told(file: Path, read: Mapping[str, Any], hints: Hints) -> Told:
     fed = None
     if isinstance(mean, list) and isinstance(deviation, list):
         fed = normalisation_from(mean, deviation, str(file))
-    return Told(hints, names, Prepared(fed, share if possible else None))
+    segmenting = segmenting_told(read.get(OWN), str(file))
+    return Told(hints, names, Prepared(fed, share if possible else None, segmenting))
 
 
 def _timm_told(file: Path, header: Mapping[str, str], hints: Hints) -> Told:

@@ -15,6 +15,7 @@ from beit.interop.segmentation_export import (
     segmentation_to_reference,
     segmentation_to_transformers,
 )
+from beit.interop.told import segmenting_told
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead
@@ -22,6 +23,7 @@ from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import Segmenter
 from beit.recipes import saved_models
 from beit.recipes.finished import usual_share
+from beit.recipes.foreign import facts_of
 from beit.recipes.graphs import DIGITS, real_pictures
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
@@ -75,10 +77,15 @@ class _Model:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def view(self) -> Mapping[str, Any]:
+        """How pictures are cut or seen; empty where nobody says."""
+        view = self.facts.get("view")
+        return view if isinstance(view, Mapping) else {}
+
+    @property
     def centre_share(self) -> float | None:
         """Of the sides, that the crop for evaluation keeps; None where nobody says."""
-        view = self.facts.get("view")
-        share = view.get("centre_share") if isinstance(view, Mapping) else None
+        share = self.view.get("centre_share")
         return None if share is None else float(share)
 
 
@@ -181,16 +188,8 @@ def _read(source: str, options: Options) -> _Model:
         average=options.average,
         fed=None if options.normalisation is None else NAMED[options.normalisation],
     )
-    share = found.prepared.centre_share
-    return _Model(
-        found.encoder,
-        found.head,
-        found.segmenter,
-        found.layout,
-        found.labels,
-        found.notes,
-        {} if share is None else {"view": {"centre_share": share}},
-    )
+    told = found.layout, found.labels, found.notes, facts_of(found)
+    return _Model(found.encoder, found.head, found.segmenter, *told)
 
 
 def _read_ours(path: Path, facts: Mapping[str, Any]) -> _Model:
@@ -224,9 +223,10 @@ def _exported(model: _Model, to: Format) -> Exported:
     if model.segmenter is not None:
         if to == "timm":
             raise UserError("timm has no segmenters: add --encoder-only to write the encoder")
+        facts = segmenting_told(model.facts, "its config.json")
         if to == "reference":
-            return segmentation_to_reference(model.segmenter, labels)
-        return segmentation_to_transformers(model.segmenter, labels)
+            return segmentation_to_reference(model.segmenter, labels, facts)
+        return segmentation_to_transformers(model.segmenter, labels, facts)
     share = model.centre_share
     if to == "reference":
         return to_reference(encoder, head, labels, share)
@@ -249,7 +249,7 @@ def _write_graph(out: Path, to: Format, model: _Model, data: str) -> dict[str, A
         notes.append(f"left out the head that predicts {what}, with its LayerNorm")
     images = real_pictures(data, model.encoder.config.image_size)
     write = onnx.to_onnx if to == "onnx" else onnx.to_torch_export
-    graph = write(whole.eval(), images, model.labels)
+    graph = write(whole.eval(), images, model.labels, model.view)
     runtime = "onnxruntime" if to == "onnx" else "torch.export"
     notes.append(
         f"{runtime} gives the same within {graph.difference:.1e} on {graph.pictures} pictures of "

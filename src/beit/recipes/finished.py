@@ -10,6 +10,7 @@ from beit.data.views import ViewSettings
 from beit.engine.distribution import current_world
 from beit.errors import UserError
 from beit.interop import hub
+from beit.interop.told import segmenting_told
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.segmenter import Segmenter
@@ -42,13 +43,26 @@ def views_of(model: Model, view: Mapping[str, Any]) -> ViewSettings:
     Args:
         model: Of any kind.
         view: What its files say of that; only classifiers have seen less than the largest crop.
+
+    Raises:
+        UserError: That is impossible.
     """
     if isinstance(model, DiscreteVAE):
         return ViewSettings(token_view=model.image_size, random=False)
     encoder = model if isinstance(model, Encoder) else model.encoder
     size = encoder.config.image_size
-    share = view.get("centre_share", usual_share(size)) if isinstance(model, Classifier) else 1.0
-    return ViewSettings(patch_view=size, random=False, centre_share=float(share))
+    share = _share(view, usual_share(size)) if isinstance(model, Classifier) else 1.0
+    return ViewSettings(patch_view=size, random=False, centre_share=share)
+
+
+def _share(view: object, usual: float) -> float:
+    share: Any = view.get("centre_share", usual) if isinstance(view, Mapping) else view
+    if type(share) not in (int, float):
+        raise UserError(
+            f"the classifier's config.json says that pictures are cut by {share!r}: its view's "
+            "centre_share must be a number in (0, 1]"
+        )
+    return float(share)
 
 
 def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
@@ -59,7 +73,10 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
     """
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
-        return saved_models.load(path), facts
+        model = saved_models.load(path)
+        if isinstance(model, Segmenter):
+            facts |= segmenting_told(facts, str(path / "config.json"))
+        return model, facts
     found = read_initial(spec).foreign
     assert found is not None  # ours was read above
     for note in found.notes if current_world().main else ():

@@ -1,5 +1,6 @@
 """Other people's models, whole, as ours are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,15 @@ def head_of(segmenter: Segmenter) -> nn.ModuleDict:
 
 
 def facts_of(found: ForeignModel) -> dict[str, Any]:
-    """What a config.json of ours would say besides: how a picture is cut."""
+    """What a config.json of ours would say besides: how a picture is cut or seen."""
+    if found.segmenter is not None:
+        return _segmenting(found.prepared.segmenting, found.segmenter.classes)
     share = found.prepared.centre_share
     return {} if share is None else {"view": {"centre_share": share}}
+
+
+def _segmenting(told: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """Without colours where they are not one for each class."""
+    palette = told.get("palette")
+    few = palette is not None and len(palette) < classes
+    return {name: value for name, value in told.items() if not (few and name == "palette")}
