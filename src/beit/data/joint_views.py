@@ -30,7 +30,8 @@ class JointViewSettings:
     """What is made of each picture and its mask. Sizes are (height, width).
 
     Departure: the reference flips and jitters before it pads, so that its padding lies at the right
-    and is exactly zero; here the padded crop is what the device flips and jitters.
+    and is exactly zero; here the padded crop is what the device flips and jitters. It also lets no
+    picture grow longer than four times the short side; here only crops are ever held.
     """
 
     size: tuple[int, int]  # of the crop; what a smaller picture leaves free is padding

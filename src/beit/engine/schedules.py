@@ -1,4 +1,8 @@
-"""Learning rates as pure functions of the step (facts of the recipes: arXiv:2106.08254, app. G)."""
+"""Learning rates as pure functions of the step (facts of the recipes: arXiv:2106.08254, app. G).
+
+Departure: the reference's list of W warm-up rates ends with the peak, which its cosine's list
+begins with again; here the peak comes once.
+"""
 
 import math
 from collections.abc import Callable
