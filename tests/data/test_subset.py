@@ -1,10 +1,16 @@
 """A choice of a source's pictures is a source: the same pictures under other numbers."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from beit.data.sources import Source, open_source
+from beit.data.fetch import WatchedReader
+from beit.data.sources import HasBytes, Source, open_source
 from beit.data.subset import Subset
+from oracles.picture_zoo import scene
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +49,14 @@ def test_a_choice_of_a_choice(digits: Source) -> None:
 def test_outside_is_an_error(digits: Source) -> None:
     with pytest.raises(IndexError):
         Subset(digits, [0]).read(1)
+
+
+def test_files_are_decoded_as_those_of_the_source_are(tmp_path: Path, digits: Source) -> None:
+    for number in range(4):
+        Image.fromarray(scene(40, 30 + number)).save(tmp_path / f"{number}.jpg")
+    source = open_source(str(tmp_path), "all")
+    some: Subset = pickle.loads(pickle.dumps(Subset(Subset(source, [3, 1]), [1])))
+    assert WatchedReader(some, 0).pixels(0).equal(WatchedReader(source, 0).pixels(1))
+    assert isinstance(some, HasBytes) and isinstance(source, HasBytes)
+    assert some.read_bytes(0) == source.read_bytes(1)
+    assert not isinstance(Subset(digits, [1]), HasBytes)

@@ -151,7 +151,7 @@ def test_out_of_memory_names_the_next_value() -> None:
     settings = replace(SETTINGS, global_batch=12, accumulate=2)
     text = (
         "cpu ran out of memory at step 1 with 6 pictures at a time: set accumulate to 4 "
-        r"\(3 at a time\); the result stays the same"
+        r"\(3 at a time\) in a run of another --out; the result stays the same"
     )
     with pytest.raises(UserError, match=text):
         fit(Hungry(), toy_batches(settings), settings)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from beit.recipes.evaluating import evaluate
+from beit.tokenizer.dvae import DiscreteVAE
 from recipes.fine_tuning_runs import classifying, coloured
 from recipes.recipe_runs import Outcome, beit, photos, pretraining, rows_of, tokenizing
 
@@ -55,6 +57,22 @@ def test_other_masks_and_other_pictures(runs: Path, name: str, tmp_path: Path) -
     assert other["pictures"] == 12 and other["unreadable"] == 0
     everywhere = measured(run, "--masking.kind", "none")
     assert everywhere["places"] == 16 * own["pictures"]
+
+
+def test_the_codes_of_one_picture_alone_are_those_it_has_among_others(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it would go through other kernels, and its logits differ in their last bits."""
+    asked: list[int] = []
+    codes = DiscreteVAE.codes
+
+    def noted(model: DiscreteVAE, images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return codes(model, images)
+
+    monkeypatch.setattr(DiscreteVAE, "codes", noted)
+    found = measured(runs / "tokens", "--split", "all", data=photos(tmp_path / "one", 1, 0))
+    assert found["pictures"] == 1 and asked and 1 not in asked
 
 
 def test_two_runs_are_compared_under_the_same_masks(runs: Path, tmp_path: Path) -> None:

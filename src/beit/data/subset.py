@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.file_table import FileTable, files_of
-from beit.data.protocol import Source, labels_of
+from beit.data.protocol import HasBytes, Source, labels_of
 
 
 class Subset:
@@ -21,6 +21,8 @@ class Subset:
         self.name = f"{source.name} ({len(self.places)} of {len(source)} pictures)"
         digest = hashlib.sha256(source.fingerprint.encode() + self.places.tobytes())
         self.fingerprint = digest.hexdigest()
+        if isinstance(source, HasBytes):  # then it is a `HasBytes` itself, and decoded as fast
+            self.read_bytes = self._read_bytes
 
     def __len__(self) -> int:
         return len(self.places)
@@ -28,6 +30,10 @@ class Subset:
     def read(self, index: int, /) -> Image.Image:
         """Picture `index` of the choice."""
         return self.source.read(int(self.places[index]))
+
+    def _read_bytes(self, index: int, /) -> bytes:
+        assert isinstance(self.source, HasBytes)
+        return self.source.read_bytes(int(self.places[index]))
 
     def identity(self, index: int, /) -> str:
         """What the source calls it."""

@@ -125,7 +125,7 @@ def _out_of_memory(
     else:
         smaller = settings.global_batch // (world_size * following)
         advice = (
-            f"set accumulate to {following} ({smaller} at a time); "
+            f"set accumulate to {following} ({smaller} at a time) in a run of another --out; "
             + (cutting.changes or "the result stays the same")
             + ("" if settings.precision == "bfloat16" else ", or set precision to bfloat16")
         )

@@ -164,7 +164,22 @@ def _classified(
     names = model.labels or source.classes
     (count,) = world.sum_host([unreadable.count])
     found = {**described(report, model.labels), "unreadable": round(count)}
-    return found, _class_table(report, names)
+    caption = (
+        f"top-1 {report.top1:.2%}, top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration "
+        f"error {report.calibration_error:.3f}, {report.pictures} pictures"
+    )
+    return found, class_table(found, names, caption)
+
+
+def class_table(found: Mapping[str, Any], names: Sequence[str], caption: str) -> Table:
+    """The accuracy of each class and its pictures."""
+    rows = [
+        [name, "–" if accuracy is None else f"{accuracy:.1%}", str(int(count))]
+        for name, accuracy, count in zip(
+            names, found["per_class"], found["per_class_pictures"], strict=True
+        )
+    ]
+    return Table(["class", "right", "pictures"], rows, caption)
 
 
 @dataclass
@@ -292,17 +307,3 @@ def described(report: ClassificationReport, labels: Sequence[str]) -> dict[str, 
         "per_class_pictures": report.per_class_pictures.tolist(),
         "confusion": None if report.confusion is None else report.confusion.tolist(),
     }
-
-
-def _class_table(report: ClassificationReport, names: Sequence[str]) -> Table:
-    rows = [
-        [name, f"{accuracy:.1%}" if accuracy == accuracy else "–", str(int(count))]
-        for name, accuracy, count in zip(
-            names, report.per_class.tolist(), report.per_class_pictures.tolist(), strict=True
-        )
-    ]
-    caption = (
-        f"top-1 {report.top1:.2%}, top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration "
-        f"error {report.calibration_error:.3f}, {report.pictures} pictures"
-    )
-    return Table(["class", "right", "pictures"], rows, caption)

@@ -18,7 +18,7 @@ from beit.files import read_json_object
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
-from beit.recipes.evaluating import iou_table, matched_labels
+from beit.recipes.evaluating import class_table, iou_table, matched_labels
 from beit.recipes.figures import BATCH, picture_rows, spread_over
 from beit.recipes.finished import Finished, read_finished
 from beit.recipes.initial import began_text
@@ -30,7 +30,6 @@ from beit.report.figures import curves
 from beit.report.overlays import overlay_page
 from beit.report.page import Figure, Section
 from beit.report.pictures import SheetRow, sheet
-from beit.report.tables import Table
 
 CLASSIFY_CURVES = ("loss", "accuracy", "top1", "lr")
 SEGMENT_CURVES = ("loss", "pixel_accuracy", "miou", "lr")
@@ -56,7 +55,14 @@ def classification_sections(run: RunFiles) -> list[Section]:
             figure = confusion_figure(np.array(found["confusion"]), found["labels"])
             caption = "Rows are the true classes, columns what the model says."
             figures.append(Figure(figure, caption, "Confusion matrix"))
-        sections.append(Section("Where it errs", [], figures, [_class_table(found)]))
+        sections.append(
+            Section(
+                "Where it errs",
+                [],
+                figures,
+                [class_table(found, found["labels"], "The whole validation set")],
+            )
+        )
     if found and run.finished and run.source is not None and run.source.classes:
         with _noted(run, "the surest mistakes"):
             sections += _mistakes(read_finished(run.path), run.source)
@@ -99,16 +105,6 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
 def _evaluation(run: RunFiles) -> dict[str, Any] | None:
     file = run.path / "evaluation.json"
     return read_json_object(file) if file.is_file() else None
-
-
-def _class_table(found: dict[str, Any]) -> Table:
-    rows = [
-        [name, "–" if accuracy is None else f"{accuracy:.1%}", str(count)]
-        for name, accuracy, count in zip(
-            found["labels"], found["per_class"], found["per_class_pictures"], strict=True
-        )
-    ]
-    return Table(["class", "right", "pictures"], rows, "The whole validation set")
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from beit.engine.distribution import current_world
 from beit.errors import UserError
 from beit.interop.dalle import read_dalle
 from beit.recipes.saved_models import load, what
@@ -13,7 +14,7 @@ def load_tokenizer(folder: Path) -> DiscreteVAE:
     """Load a tokenizer's folder, or DALL-E's `encoder.pkl`, and refuse anything else."""
     if folder.suffix == ".pkl":
         read = read_dalle(folder)
-        for note in read.notes:
+        for note in read.notes if current_world().main else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
         return read.model
     model = load(folder)

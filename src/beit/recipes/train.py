@@ -50,6 +50,7 @@ from beit.tokenizer import storage
 from beit.tokenizer.bank import TOKENIZER, TokenBank
 from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.protocol import Tokenizer
+from beit.tokenizer.reading import TokenReader
 
 EVALUATION_BATCH = 100
 
@@ -265,7 +266,9 @@ def masked_prediction(
         pixels, size = Pixels(config.patch_size), (config.patch_values, config.channels)
         found = evaluate_masked_pixels(batches, predict, pixels.of, *size).as_dict()
     else:
-        target = VisualTokens(tokenizer)
+        # A last batch of one picture has the codes that it has among others.
+        alike = TokenReader(tokenizer) if isinstance(tokenizer, DiscreteVAE) else tokenizer
+        target = VisualTokens(alike)
 
         def codes(batch: ImageBatch) -> Tensor:
             assert batch.masks is not None
