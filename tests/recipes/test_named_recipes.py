@@ -1,5 +1,6 @@
 """The named recipes are the paper's where they say so, and cost what was counted."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,7 @@ from beit.recipes.catalogue import list_recipes
 from beit.recipes.inspection import show_recipe
 from beit.recipes.models import PretrainRecipe, RelaxationRecipe, TokenizerRecipe, ViewRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
-from beit.recipes.overrides import dotted_names
+from beit.recipes.overrides import dotted_names, replace
 from beit.tasks.tokenize import TokenizeSettings
 from recipes.recipe_runs import beit
 
@@ -17,7 +18,8 @@ IMAGENET_1K = 1_281_167
 
 
 def test_names() -> None:
-    assert list(RECIPES) == ["digits", "tiny", "small", "base", "large", "base-plus", "large-plus"]
+    for_images = ["digits", "tiny", "small", "base", "large", "base-plus", "large-plus"]
+    assert list(RECIPES) == [*for_images, "base-plus-22k", "large-plus-22k"]
     for name in RECIPES:
         assert pretrain_recipe(name).name == name
         assert list_recipes()["pretrain"][name].endswith((".", ","))
@@ -55,6 +57,16 @@ def test_the_tokenizer_of_dalle_can_be_asked_for() -> None:
     assert shown["gflop_per_picture"]["tokenizer"] == pytest.approx(52.12, abs=0.02)
     assert shown["tokenizer_parameters"] == pytest.approx(53.8e6 + 43.8e6, rel=0.01)
     assert shown["resolved_tokenizer"]["vocabulary"] == 8192
+
+
+@pytest.mark.parametrize("name", ["base-plus", "large-plus"])
+def test_imagenet_22k_is_trained_as_in_the_reference(name: str) -> None:
+    """14,197,087 pictures: the schedule is another, and nothing else is."""
+    recipe, usual = pretrain_recipe(f"{name}-22k"), pretrain_recipe(name)
+    assert recipe.optim.warmup(14_197_087) == 10_000
+    assert recipe.optim.total_steps(14_197_087) == math.ceil(150 * 14_197_087 / 2048)
+    same = {"optim.epochs": 800, "optim.warmup_steps": None, "name": name}
+    assert replace(recipe, same) == usual
 
 
 def test_base_and_large_are_trained_as_in_the_paper() -> None:

@@ -156,6 +156,19 @@ def large_plus() -> PretrainRecipe:
     return replace(large(), {"name": "large-plus", "encoder.preset": "plus"})
 
 
+_IMAGENET_22K = {"optim.epochs": 150, "optim.warmup_steps": 10_000}
+
+
+def base_plus_22k() -> PretrainRecipe:
+    """BEiT+ base on ImageNet-22k: 150 epochs, 10,000 steps of warm-up (the reference)."""
+    return replace(base_plus(), {"name": "base-plus-22k", **_IMAGENET_22K})
+
+
+def large_plus_22k() -> PretrainRecipe:
+    """BEiT+ large on ImageNet-22k: 150 epochs, 10,000 steps of warm-up (the reference)."""
+    return replace(large_plus(), {"name": "large-plus-22k", **_IMAGENET_22K})
+
+
 RECIPES: dict[str, Callable[[], PretrainRecipe]] = {
     "digits": digits,
     "tiny": tiny,
@@ -164,6 +177,8 @@ RECIPES: dict[str, Callable[[], PretrainRecipe]] = {
     "large": large,
     "base-plus": base_plus,
     "large-plus": large_plus,
+    "base-plus-22k": base_plus_22k,
+    "large-plus-22k": large_plus_22k,
 }
 
 
