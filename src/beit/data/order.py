@@ -5,6 +5,9 @@ the picture that the epoch's keyed permutation puts at p % size. A step takes th
 rank r of W the r-th of W equal runs of them, micro-step m of A the m-th of A equal runs of those.
 Neither ranks nor accumulation nor workers change what a step trains on, and `samples_seen` is the
 whole state.
+
+Departure: the reference leaves out the pictures of an epoch that fill no whole batch; here a batch
+goes on into the next epoch.
 """
 
 from collections.abc import Iterator

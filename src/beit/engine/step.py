@@ -5,7 +5,8 @@ however it is cut into micro-batches and ranks: each micro-batch adds the gradie
 and the sum is divided by the total weight of the step, on the device, together with clipping.
 
 Departure: every rank holds the whole model (DistributedDataParallel). The plan wanted fully_shard
-for models that do not fit; large's weights, gradients and averages take 5 GB.
+for models that do not fit; large's weights, gradients and averages take 5 GB. And the reference
+averages each rank's mean loss, in which a masked patch counts for more where a rank has fewer.
 """
 
 import warnings

@@ -135,7 +135,8 @@ def _seen_size(image: Tensor, settings: DenseSettings, scale: float) -> tuple[in
 def scaled_size(size: tuple[int, int], short_side: float) -> tuple[int, int]:
     """Height and width once the shorter side has a length, the shape kept.
 
-    A picture more than eight times as long as wide is made smaller than that.
+    A picture more than eight times as long as wide is made smaller than that. Departure: the
+    reference's library does so from four times on, and in training, where only a crop is held.
     """
     factor = min(short_side / min(size), _LONGEST * short_side / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
