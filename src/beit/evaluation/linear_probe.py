@@ -312,8 +312,9 @@ def train_heads(
     learns as if it were alone; all begin with the same weights and see the same batches.
 
     Departure: the features are kept ones of the largest centre crops, where the reference encodes
-    new random resized crops and flips in every epoch, and 224 of 256 pixels to evaluate; they are the mean over patches of normalised tokens,
-    standardised, where the reference puts the special token beside the mean and scales nothing.
+    new random resized crops and flips in every epoch, and 224 of 256 pixels to evaluate; they
+    are the mean over patches of normalised tokens, standardised, where the reference puts the
+    special token beside the mean and scales nothing.
     The rate follows its cosine to the last epoch, whose weights count; the reference reports the
     best of all epochs on the test pictures.
 
