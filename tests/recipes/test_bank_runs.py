@@ -132,7 +132,7 @@ def test_nobody_asks_the_tokenizer_when_there_is_a_bank(
 
     monkeypatch.setattr(TokenReader, "codes", codes)
     assert beit(*run_words(tmp_path / "run", data), "--bank", bank).status == 0
-    assert asked == [26]  # the comparison at the start
+    assert asked == [26, 2]  # the comparison at the start; validation pictures are in no bank
 
 
 @pytest.mark.parametrize("how", [["--optim.accumulate", "2"], ["--processes", "2"]])
