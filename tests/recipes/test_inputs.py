@@ -168,7 +168,8 @@ def test_a_picture_that_cannot_be_read_is_named(classifier: Path, tmp_path: Path
 
 def test_a_model_of_ones_own_is_not_guessed_at() -> None:
     with pytest.raises(UserError, match="how pictures are cut for a Linear is not known"):
-        beit.inputs(nn.Linear(2, 2), np.zeros((1, 4, 4, 3), np.uint8))  # type: ignore[arg-type]
+        model: Any = nn.Linear(2, 2)
+        beit.inputs(model, np.zeros((1, 4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize("view", [7, {"centre_share": "0.9"}, {"centre_share": 2}], ids=str)
