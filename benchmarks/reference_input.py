@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as classic
 
-from beit.batch import PIXEL_MEAN, PIXEL_STD
+from beit.pixels import PIXEL_MEAN, PIXEL_STD
 
 _LOGIT_LAPLACE = 0.1  # pixels are mapped to 0.8 x + 0.1 for DALL-E's tokenizer
 _ATTEMPTS = 10

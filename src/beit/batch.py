@@ -13,8 +13,6 @@ from torch import Tensor
 
 from beit.errors import UserError
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per colour; encoders are fed (x - mean) / std
-PIXEL_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # in a target: the pixel counts for nothing, be it unlabelled or outside the picture
 
 _Travels = TypeVar("_Travels", bound="Travels")

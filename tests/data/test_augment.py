@@ -6,8 +6,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from beit.batch import ColourDraws, ImageBatch
-from beit.data.augment import MEAN, STD, augment, normalise, prepare
+from beit.data.augment import augment, prepare
 from beit.data.draws import Key, colour_draws
+from beit.pixels import PIXEL_MEAN, PIXEL_STD, normalise
 from cuda_sync import never_asked
 
 OPERATIONS = (
@@ -49,7 +50,7 @@ def test_both_views_get_the_same_draws_and_only_the_encoders_is_normalised() -> 
     ready = prepare(batch)
     assert ready.patch_view is not None and ready.token_view is not None
     assert 0 <= ready.token_view.min() and ready.token_view.max() <= 1
-    expected = functional.normalize(ready.token_view, list(MEAN), list(STD))
+    expected = functional.normalize(ready.token_view, list(PIXEL_MEAN), list(PIXEL_STD))
     torch.testing.assert_close(ready.patch_view, expected)
     torch.testing.assert_close(ready.token_view, augment(pixels.float() / 255, batch.colour))
     assert batch.patch_view is pixels and ready.colour is None
@@ -64,7 +65,7 @@ def test_the_classes_of_the_pixels_are_flipped_with_the_picture_and_nothing_else
     assert draws.flip.any() and not draws.flip.all()
     assert ready.patch_view is not None and ready.target is not None
     assert ready.target.dtype == torch.uint8
-    red = ready.patch_view[:, 0] * STD[0] + MEAN[0]
+    red = ready.patch_view[:, 0] * PIXEL_STD[0] + PIXEL_MEAN[0]
     assert torch.equal((red * 255).round().to(torch.uint8), ready.target)
     kept = prepare(ImageBatch(where, where, pixels, target=target)).target
     assert kept is target, "without draws it stays as it is"
@@ -133,5 +134,5 @@ def test_the_device_is_never_asked() -> None:
 def test_normalise_is_torchvisions() -> None:
     images = torch.rand(2, 3, 4, 4)
     torch.testing.assert_close(
-        normalise(images), functional.normalize(images, list(MEAN), list(STD))
+        normalise(images), functional.normalize(images, list(PIXEL_MEAN), list(PIXEL_STD))
     )

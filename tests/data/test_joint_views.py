@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.batch import PIXEL_MEAN, PIXEL_STD
 from beit.data.draws import Key
 from beit.data.joint_views import JointViewSettings, make_joint_view
 from beit.errors import UserError
+from beit.pixels import PIXEL_MEAN, PIXEL_STD
 from data.pair_folders import some_mask
 from oracles.picture_zoo import scene
 

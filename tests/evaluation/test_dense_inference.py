@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.batch import PIXEL_MEAN, PIXEL_STD
 from beit.errors import UserError
 from beit.evaluation import dense_inference
 from beit.evaluation.dense_inference import (
@@ -20,6 +19,7 @@ from beit.evaluation.dense_inference import (
     scaled_size,
     window_starts,
 )
+from beit.pixels import PIXEL_MEAN, PIXEL_STD
 
 CPU = torch.device("cpu")
 CLASSES = 4

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.augment import MEAN
 from beit.data.sources import open_source
+from beit.pixels import PIXEL_MEAN
 from beit.recipes import figures
 from beit.recipes.build import masked_image_model
 from beit.recipes.figures import Pictures, affordable, masked_pixels_figure
@@ -165,7 +165,7 @@ def test_a_figure_with_the_models_pixels(tmp_path: Path, monkeypatch: pytest.Mon
     hidden = grey.repeat(4, axis=1).repeat(4, axis=2)
     np.testing.assert_allclose(filled[~hidden], originals[~hidden], atol=1e-6)
     assert hidden.any() and np.ptp(filled[hidden], axis=0).max() < 1e-6
-    np.testing.assert_allclose(filled[hidden][0], MEAN, atol=1e-6)
+    np.testing.assert_allclose(filled[hidden][0], PIXEL_MEAN, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["{", "- 1", "name: 1", "\udcff"])

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from beit.batch import PIXEL_MEAN, PIXEL_STD, ColourDraws, ImageBatch
+from beit.batch import ColourDraws, ImageBatch
+from beit.pixels import normalise, per_colour
 
 # B images, H x W pixels
-MEAN, STD = PIXEL_MEAN, PIXEL_STD
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision and Pillow weigh colours
 
 
@@ -36,17 +36,12 @@ def prepare(batch: ImageBatch) -> ImageBatch:
     return replace(batch, patch_view=patch_view, token_view=token_view, target=target, colour=None)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Bring (B, 3, H, W) floats in [0, 1] to ImageNet's mean 0 and deviation 1."""
-    return (images - _per_colour(MEAN, images.device)) / _per_colour(STD, images.device)
-
-
 def augment(images: Tensor, draws: ColourDraws | None) -> Tensor:
     """Jitter and flip (B, 3, H, W) floats in [0, 1], each sample by its own draws."""
     if draws is None:
         return images
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)
-    luma = _per_colour(_GREY, images.device)
+    luma = per_colour(_GREY, images.device)
     for operation in draws.order.unbind(1):  # (B,) each
         factor = factors.gather(1, operation[:, None])[:, 0]
         images = _jitter_round(images, operation, factor, luma)
@@ -70,14 +65,3 @@ def _jitter_round(images: Tensor, operation: Tensor, factor: Tensor, luma: Tenso
 def _unit(images: Tensor) -> Tensor:
     assert images.dtype == torch.uint8, "the batch was prepared already"
     return images.contiguous().float() / 255  # the host stacks views in (B, H, W, 3) memory
-
-
-def _per_colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A constant on the device, (3, 1, 1), filled there: a copy would make the host wait for it.
-
-    Made anew each time: torch.compile neither traces a cache nor needs one.
-    """
-    constant = torch.empty(3, 1, 1, device=device)
-    for place, value in zip(constant, values, strict=True):
-        place.fill_(value)
-    return constant

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.batch import IGNORED, PIXEL_MEAN
+from beit.batch import IGNORED
 from beit.data.draws import Key
 from beit.errors import UserError
+from beit.pixels import PIXEL_MEAN
 
 # (H, W) the stored picture, (h, w) the scaled one, (R, C) rows and columns of the crop
 _REDRAWS = 10

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.augment import MEAN
 from beit.errors import UserError
+from beit.pixels import PIXEL_MEAN
 
 # timm itself passes over sections that it does not know, such as one misspelled.
 _SECTION = r"(m\d+|n\d+|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3a|3aw))"
@@ -43,7 +43,7 @@ def rand_augment(config: str, size: tuple[int, int]) -> Transform:
 
     settings = {
         "translate_const": int(min(size) * 0.45),
-        "img_mean": tuple(round(255 * mean) for mean in MEAN),  # what turning leaves bare
+        "img_mean": tuple(round(255 * mean) for mean in PIXEL_MEAN),  # what turning leaves bare
         "interpolation": Image.Resampling.BICUBIC,
     }
     transform = rand_augment_transform(config, settings)

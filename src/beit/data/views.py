@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from beit.data.augment import MEAN, STD
 from beit.data.decode import pixels_of
 from beit.data.draws import Box, Key, centre_box, crop_box, erased_box
 from beit.data.rand_augment import rand_augment, rand_augmented
 from beit.errors import UserError
+from beit.pixels import PIXEL_MEAN, PIXEL_STD
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _erased(view: Tensor, probability: float, generator: np.random.Generator) ->
         return view
     left, top, right, bottom = box
     normal = generator.standard_normal((bottom - top, right - left, 3), dtype=np.float32)
-    mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    mean, deviation = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
     noise = np.rint(255 * (normal * deviation + mean)).clip(0, 255)
     view = view.clone()
     view[:, top:bottom, left:right] = torch.from_numpy(noise.astype(np.uint8)).permute(2, 0, 1)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.batch import PIXEL_MEAN, PIXEL_STD
 from beit.errors import UserError
+from beit.pixels import normalise
 
 LogitsOf = Callable[[Tensor], Tensor]  # normalised (B, 3, h, w) -> (B, C, any, any)
 
@@ -123,7 +123,7 @@ def _looks(
 
 def shown(image: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
     """A picture (3, H, W) of uint8 brought to a size and normalised on the device, (3, h, w)."""
-    return _normalised(_resized(image, size), device)
+    return normalise(_resized(image, size).to(device).float() / 255)
 
 
 def _seen_size(image: Tensor, settings: DenseSettings, scale: float) -> tuple[int, int]:
@@ -150,13 +150,6 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(
         image[None], size=size, mode="bicubic", align_corners=False, antialias=True
     )[0]
-
-
-def _normalised(image: Tensor, device: torch.device) -> Tensor:
-    mean, deviation = (
-        torch.tensor(values, device=device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD)
-    )
-    return (image.to(device).float() / 255 - mean) / deviation
 
 
 def _logits(model: LogitsOf, pixels: Tensor, settings: DenseSettings) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from beit.errors import UserError
 from beit.files import atomic_write_text, fsync_file, fsync_folder, human_bytes
 from beit.nn.encoder import Encoder
+from beit.weights import add_weights
 
 FORMAT = 1  # rises when features are pooled in another way
 _MANIFEST = "manifest.json"
@@ -56,9 +57,7 @@ def weights_hash(encoder: Encoder) -> str:
     """A SHA-256 over everything that decides what an encoder computes."""
     config = {k: v for k, v in asdict(encoder.config).items() if k not in _IRRELEVANT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    add_weights(digest, encoder.state_dict())
     return digest.hexdigest()
 
 

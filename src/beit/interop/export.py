@@ -20,6 +20,7 @@ from beit.interop.names import (
     TRANSFORMERS,
     Layout,
 )
+from beit.interop.normalisation import IMAGENET
 from beit.interop.translate import Tensors, few, to_theirs
 from beit.interop.weight_files import torch_bytes
 from beit.nn.config import EncoderConfig
@@ -27,7 +28,6 @@ from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead, MaskedTokenHead
 from beit.nn.position import relative_position_index
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what our encoders were fed
 _BICUBIC = 3  # PIL's number, which image processors write down
 
 
@@ -67,7 +67,7 @@ def to_reference(
     for name in [name for name in theirs if name.endswith("relative_position_bias_table")]:
         stem = name.rpartition(".")[0]
         theirs[f"{stem}.{INDEX_SUFFIX}"] = relative_position_index(config.grid)
-    beside: dict[str, Any] = {"mean": list(MEAN), "deviation": list(DEVIATION)}
+    beside: dict[str, Any] = {"mean": list(IMAGENET.mean), "deviation": list(IMAGENET.deviation)}
     if labels:
         beside["labels"] = list(labels)
     if centre_share is not None:
@@ -266,8 +266,8 @@ def hub_processor(config: EncoderConfig, centre_share: float = 1.0) -> dict[str,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(DEVIATION),
+        "image_mean": list(IMAGENET.mean),
+        "image_std": list(IMAGENET.deviation),
         "do_reduce_labels": False,
     }
 
@@ -292,8 +292,8 @@ def _timm_arguments(
         "global_pool": "avg" if kind == "mean" else "token",
         "pretrained_cfg_overlay": {
             "input_size": [config.channels, *config.image_size],
-            "mean": list(MEAN),
-            "std": list(DEVIATION),
+            "mean": list(IMAGENET.mean),
+            "std": list(IMAGENET.deviation),
         },
     }
 

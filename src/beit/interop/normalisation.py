@@ -12,6 +12,7 @@ import torch
 
 from beit.errors import UserError
 from beit.nn.encoder import Encoder
+from beit.pixels import PIXEL_MEAN, PIXEL_STD
 
 
 class Normalisation(NamedTuple):
@@ -21,7 +22,7 @@ class Normalisation(NamedTuple):
     deviation: tuple[float, ...]
 
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Normalisation(PIXEL_MEAN, PIXEL_STD)
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NAMED = {"imagenet": IMAGENET, "half": HALF}
 

@@ -25,6 +25,7 @@ from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.segmenter import Segmenter
+from beit.weights import add_weights
 
 Model = Encoder | Classifier | Segmenter
 INPUT = "images"
@@ -140,10 +141,7 @@ def metadata_of(
 def weights_sha256(model: nn.Module) -> str:
     """A digest of all weights with their names and shapes."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model.state_dict())
     return digest.hexdigest()
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.batch import ImageBatch, Masks
-from beit.data.augment import MEAN, STD
 from beit.data.draws import MaskPlan
 from beit.data.sources import Source
 from beit.data.subset import Subset
@@ -22,6 +21,7 @@ from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.patches import patchify, unpatchify
 from beit.objectives.evidence_bound import code_counts
+from beit.pixels import unnormalise
 from beit.recipes.build import choose_device, mask_plan, masked_image_model
 from beit.recipes.counting import encoder_work
 from beit.recipes.models import PretrainRecipe
@@ -106,11 +106,11 @@ def masked_pixels_figure(
     patches = patchify(batch.patch_view, size)  # (B, N, P)
     predicted = model(batch.patch_view, batch.masks)  # (B, M, P)
     filled = _put_in(patches, predicted, batch.masks)
-    originals = _rows(_unnormalised(batch.patch_view))
+    originals = _rows(unnormalise(batch.patch_view))
     page = masked_page(
         originals,
         paint_masks(originals, batch.masks.grid.cpu().numpy()),
-        _rows(_unnormalised(unpatchify(filled, size, recipe.encoder.image_size))),
+        _rows(unnormalise(unpatchify(filled, size, recipe.encoder.image_size))),
     )
     caption = "Visible patches are the picture's own; the model's pixels are means of what may be."
     return Figure(page, caption, "Masked pictures and predictions")
@@ -131,7 +131,7 @@ def masked_figure(
     assert batch.patch_view is not None and batch.token_view is not None and batch.masks is not None
     codes = tokenizer.codes(batch.token_view)  # (B, h, w)
     filled = fill_in(model, batch, codes)
-    originals = _rows(_unnormalised(batch.patch_view))
+    originals = _rows(unnormalise(batch.patch_view))
     page = masked_page(
         originals,
         paint_masks(originals, batch.masks.grid.cpu().numpy()),
@@ -155,7 +155,7 @@ def attention_figure(recipe: PretrainRecipe, model: MaskedImageModel, pictures: 
     attention = model.encoder.attention_maps(images, layer=-1)  # (B, heads, 1 + N, 1 + N)
     maps = attention[:, :, places, 1:].transpose(1, 2).flatten(0, 1)  # (2 B, heads, N)
     page = attention_page(
-        _rows(_unnormalised(images)).repeat(len(asked), axis=0),
+        _rows(unnormalise(images)).repeat(len(asked), axis=0),
         maps.view(*maps.shape[:2], height, width).cpu().numpy(),
         queries=np.array(asked * len(images)),
     )
@@ -252,12 +252,7 @@ def _decoded(tokenizer: DiscreteVAE, codes: Tensor) -> Tensor:
 
 def picture_rows(images: Tensor) -> NDArray[np.float32]:
     """(B, 3, H, W) normalised pictures as (B, H, W, 3) in [0, 1], for a page."""
-    return _rows(_unnormalised(images))
-
-
-def _unnormalised(images: Tensor) -> Tensor:
-    mean, deviation = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
-    return (images * deviation + mean).clamp(0, 1)
+    return _rows(unnormalise(images))
 
 
 def _rows(images: Tensor) -> NDArray[np.float32]:

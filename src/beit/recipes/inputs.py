@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from beit.data.augment import normalise
 from beit.data.decode import pixels_of
 from beit.data.draws import Key
 from beit.data.given import Given, given_pictures
@@ -18,6 +17,7 @@ from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import Segmenter
+from beit.pixels import normalise
 from beit.recipes.finished import read_whole, views_of
 from beit.recipes.saved_models import Model
 from beit.tokenizer.dvae import DiscreteVAE

@@ -16,6 +16,7 @@ from beit.errors import UserError
 from beit.files import atomic_write_text, read_json_object
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE
+from beit.weights import add_weights
 
 NOTE = "own.json"  # in the run's folder of the tokenizer, in place of a model
 _MEMBERS = ("vocabulary", "image_size", "grid", "codes")
@@ -157,5 +158,5 @@ def _fingerprint(given: Any) -> str:
             "fingerprint, a text that is another where its codes are others"
         )
     digest = hashlib.sha256(type(given).__qualname__.encode())
-    storage.add_weights(digest, weights)
+    add_weights(digest, weights)
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
-from torch import Tensor
 
 from beit.errors import UserError
 from beit.files import atomic_write_bytes, atomic_write_text, for_safetensors
 from beit.nn.same_make import not_ours, refuse_other_make
 from beit.tokenizer.config import DiscreteVAEConfig
 from beit.tokenizer.dvae import DiscreteVAE
+from beit.weights import add_weights
 
 KIND = "tokenizer"
 FAMILY = "dvae"
@@ -29,14 +28,6 @@ def fingerprint(model: DiscreteVAE) -> str:
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     add_weights(digest, model.state_dict())
     return digest.hexdigest()
-
-
-def add_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
-    """Hash named tensors."""
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
 
 
 def save(model: DiscreteVAE, folder: Path) -> None:
