@@ -24,8 +24,8 @@ def main(page: Path = PAGE) -> None:
     drawing = bars(
         list(GROUPS.values()),
         list(METHODS),
-        [[s.mean for s in group] for group in spreads],
-        [[s.deviation or 0.0 for s in group] for group in spreads],
+        [[100 * s.mean for s in group] for group in spreads],
+        [[100 * (s.deviation or 0.0) for s in group] for group in spreads],
         title=TITLE,
         axis="accuracy, %",
         emphasis="pre-trained",
@@ -34,10 +34,10 @@ def main(page: Path = PAGE) -> None:
 
 
 def accuracies(trial: str, name: str, start: str) -> list[float]:
-    """In percent, one a seed."""
+    """Shares, one a seed."""
     record = json.loads((RESULTS / f"downstream-{name}.json").read_text(encoding="utf-8"))
     return [
-        100 * row["validation"]["top1"]
+        row["validation"]["top1"]
         for row in record["rows"]
         if (row["trial"], row["start"]) == (trial, start)
     ]

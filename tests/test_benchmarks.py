@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from oracles.picture_zoo import scene
+from recipes.recipe_runs import beit, pretraining
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = ["--sizes", "digits", "--pixels", "32", "--batch", "2", "--rounds", "1", "--eager"]
@@ -87,6 +88,16 @@ def test_the_worth_of_pre_training_is_drawn(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "label_figure.py"), str(tmp_path / "labels.png")]
     subprocess.run(command, check=True)
     with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.size[0] > 1000
+
+
+def test_what_a_model_fills_in_is_drawn(tmp_path: Path) -> None:
+    outcome = beit(*pretraining(tmp_path / "run"))
+    assert outcome.status == 0, outcome.err
+    drawn = tmp_path / "filled.png"
+    command = [sys.executable, str(BENCHMARKS / "filled_figure.py"), str(tmp_path / "run")]
+    subprocess.run([*command, str(drawn)], check=True)
+    with Image.open(drawn) as picture:
         assert picture.size[0] > 1000
 
 
