@@ -24,6 +24,7 @@ from beit.recipes.classify import classify as _classify
 from beit.recipes.comparing import compare
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.evaluating import evaluate
+from beit.recipes.finished import load
 from beit.recipes.inputs import inputs
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
@@ -32,7 +33,7 @@ from beit.recipes.planning import plan as _plan
 from beit.recipes.predicting import Wishes
 from beit.recipes.predicting import predict as _predict
 from beit.recipes.probing import probe
-from beit.recipes.publishing import load, push
+from beit.recipes.publishing import push
 from beit.recipes.reporting import write_report
 from beit.recipes.segment import segment as _segment
 from beit.recipes.stage import RunRequest
@@ -110,7 +111,7 @@ def encoder(
     """A freshly initialised encoder: (B, 3, H, W) normalised floats to (B, 1 + N, D) tokens.
 
     The final LayerNorm belongs to the heads. Normalisation is ImageNet's
-    (`beit.data.augment.normalise`). For a pre-trained encoder take `load(path).encoder`.
+    (`beit.pixels.normalise`). For a pre-trained encoder take `load(path).encoder`.
 
     Args:
         size: Width, depth and heads, by the name of a recipe.

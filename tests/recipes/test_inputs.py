@@ -18,7 +18,9 @@ from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.segmenter import Segmenter
 from beit.recipes.conversion import convert
+from beit.recipes.saved_models import save_encoder
 from beit.tokenizer.dvae import DiscreteVAE
+from interop.dalle_modules import save_models
 from recipes.fine_tuning_runs import CLASSIFY, SEGMENT, coloured, halves
 from recipes.recipe_runs import PRETRAIN
 
@@ -184,3 +186,25 @@ def test_an_impossible_crop_is_told(view: Any, classifier: Path, tmp_path: Path)
 def _picture(folder: Path) -> Path:
     Image.new("RGB", (20, 20)).save(folder / "a.png")
     return folder / "a.png"
+
+
+def test_weight_files_are_loaded_like_folders(tmp_path: Path) -> None:
+    own = beit.encoder("digits", image_size=16, patch_size=4, width=64, heads=1).eval()
+    save_encoder(tmp_path / "own", own, {})
+    convert(tmp_path / "own", tmp_path / "theirs.pth", to="reference")
+    model = beit.load(tmp_path / "theirs.pth")
+    assert isinstance(model, Encoder)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).tokens, own(images).tokens)
+    with pytest.raises(UserError, match="there is no .*give a finished run"):
+        beit.load(tmp_path / "nothing.pth")
+
+
+def test_dall_e_s_tokenizer_is_loaded_and_given_pictures(tmp_path: Path, photos: Path) -> None:
+    save_models(tmp_path)
+    model = beit.load(tmp_path / "encoder.pkl")
+    assert isinstance(model, DiscreteVAE)
+    images = beit.inputs(tmp_path / "encoder.pkl", photos)
+    assert images.shape[-2:] == model.image_size and 0 <= images.min() < images.max() <= 1
+    assert model.codes(images[:1]).shape == (1, *model.grid)

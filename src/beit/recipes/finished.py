@@ -18,6 +18,7 @@ from beit.recipes import saved_models
 from beit.recipes.foreign import facts_of, whole
 from beit.recipes.initial import read_initial
 from beit.recipes.saved_models import Model
+from beit.recipes.tokenizers import load_tokenizer
 from beit.tokenizer.dvae import DiscreteVAE
 
 Usable = Classifier | Segmenter
@@ -65,6 +66,25 @@ def _share(view: object, usual: float) -> float:
     return float(share)
 
 
+def load(path: str | Path) -> Model:
+    """Load a model: a folder of ours, other people's weights, or `hf://owner/name`.
+
+    Args:
+        path: A run or model folder, a folder of transformers or of timm, a weight file (`.pth`,
+            `.pt`, `.safetensors`), `timm:NAME`, DALL-E's `encoder.pkl`, or a repository of the hub,
+            with `@revision` where not the newest is wanted. From the hub only safetensors, JSON
+            and Markdown are fetched.
+
+    Returns:
+        A tokenizer, a pre-trained model, a classifier, a segmenter or an encoder; in evaluation
+        mode, on the CPU. What was assumed of other people's models is told on standard error.
+
+    Raises:
+        UserError: There is no such model, or its files are not one.
+    """
+    return read_whole(path)[0]
+
+
 def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
     """Read a model, ours or other people's, with what its files say of it; doubts are printed.
 
@@ -72,6 +92,8 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
         UserError: There is no model.
     """
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
+    if path.suffix == ".pkl":
+        return load_tokenizer(path), {}
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         model = saved_models.load(path)
         if isinstance(model, Segmenter):

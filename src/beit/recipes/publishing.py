@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,10 +18,8 @@ from beit.files import (
     sha256_of,
 )
 from beit.interop import hub
-from beit.interop.timm_models import read_timm
 from beit.nn.encoder import Encoder
 from beit.recipes import saved_models
-from beit.recipes.foreign import whole
 from beit.recipes.model_card import Story, card, story_of
 from beit.recipes.private_paths import without_paths
 from beit.recipes.saved_models import Model
@@ -51,31 +48,6 @@ class Publication:
     token: str | None = None
     data: str | None = None
     note: str = ""
-
-
-def load(path: str | Path) -> Model:
-    """Load a model: a folder of ours, other people's folders, or `hf://owner/name`.
-
-    Args:
-        path: A run or model folder, a folder of transformers or of timm, or a repository of the
-            hub, with `@revision` where not the newest is wanted. From the hub only safetensors,
-            JSON and Markdown are fetched.
-
-    Returns:
-        A tokenizer, a pre-trained model, a classifier, a segmenter or an encoder; in evaluation
-        mode, on the CPU. What was assumed of other people's models is told on standard error.
-
-    Raises:
-        UserError: There is no such model, or its files are not one.
-    """
-    folder = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
-    described = saved_models.read_config(folder)
-    if "kind" in described or not {"model_type", "architecture"} & set(described):
-        return saved_models.load(folder)
-    found = read_timm(folder)
-    for note in found.notes:
-        print(f"note: {note}", file=sys.stderr, flush=True)
-    return whole(found)
 
 
 def push(
