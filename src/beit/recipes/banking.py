@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from beit.data.augment import prepare
 from beit.data.bad_pictures import BadPictureLog
@@ -187,36 +188,42 @@ def compare_codes(
         UserError: A bank's codes are others than this machine computes, or the tokenizer's values
             are too large, or its codes too close, for half precision.
     """
-    cheap = recipe.tokens.precision != "float32"
-    if given is None and not cheap:
+    if given is None and recipe.tokens.precision == "float32":
         return None
-    reader = token_reader(recipe, tokenizer, once=True)
-    exact = TokenReader(tokenizer) if given is None else reader
     settings = LoaderSettings(_LOOKED_AT, seed=recipe.engine.seed)
     where = [range(min(_LOOKED_AT, len(source)))]
     batch = next(ordered_batches(source, _views(recipe, tokenizer), settings, where))
     batch = prepare(batch.to(device))
     assert batch.token_view is not None
-    expected = exact.codes(batch.token_view)
+    codes = token_reader(recipe, tokenizer, once=True).codes(batch.token_view)
     if given is None:
-        found = agreement(reader.codes(batch.token_view), expected)
-        told = f"tokens in {recipe.tokens.precision}: {found}"
-        if found.share < _TRUSTED:
-            raise UserError(
-                f"{told}, too few to train on; begin again in another --out with "
-                "--tokens.precision float32, and --tokenizer with the tokenizer of this run"
-            )
-        print(told, file=sys.stderr, flush=True)
-        return found
-    found = agreement(given.read([0] * len(batch.index), batch.index.tolist()), expected)
-    if found.share < _TRUSTED:
-        made = json.dumps(dict(given.manifest.made))
+        return _compared_cheap(recipe, codes, TokenReader(tokenizer).codes(batch.token_view))
+    kept = given.read([0] * len(batch.index), batch.index.tolist())
+    return _compared_kept(given, kept, codes)
+
+
+def _compared_cheap(recipe: PretrainRecipe, found: Tensor, exact: Tensor) -> Agreement:
+    alike = agreement(found, exact)
+    told = f"tokens in {recipe.tokens.precision}: {alike}"
+    if alike.share < _TRUSTED:
         raise UserError(
-            f"the bank {given.folder} is not what is computed here: {found} on the first pictures; "
+            f"{told}, too few to train on; begin again in another --out with "
+            "--tokens.precision float32, and --tokenizer with the tokenizer of this run"
+        )
+    print(told, file=sys.stderr, flush=True)
+    return alike
+
+
+def _compared_kept(bank: TokenBank, kept: Tensor, computed: Tensor) -> Agreement:
+    alike = agreement(kept, computed)
+    if alike.share < _TRUSTED:
+        made = json.dumps(dict(bank.manifest.made))
+        raise UserError(
+            f"the bank {bank.folder} is not what is computed here: {alike} on the first pictures; "
             f"it was made with {made}"
         )
-    print(f"bank {given.folder}: {found} with live ones", file=sys.stderr, flush=True)
-    return found
+    print(f"bank {bank.folder}: {alike} with live ones", file=sys.stderr, flush=True)
+    return alike
 
 
 def _views(recipe: PretrainRecipe, tokenizer: DiscreteVAE) -> ViewSettings:
