@@ -1,9 +1,11 @@
 """Kill a run with SIGKILL again and again, resume it, and compare its end with an undisturbed one.
 
     python benchmarks/interruptions.py --data imagenette-160 --runs runs/kill --kills 5
+    python benchmarks/interruptions.py --task segment --data camvid --runs runs/kill-seg --kills 5
 
-Both runs train a tokenizer and pre-train on it (recipe `tiny`, shortened). The kills come at random
-moments of the whole run, so some fall into a save, an evaluation or the start.
+Both runs train a tokenizer and pre-train on it, or fine-tune from scratch (recipe `tiny`,
+shortened). The kills come at random moments of the whole run, so some fall into a save, an
+evaluation or the start.
 """
 
 import argparse
@@ -20,36 +22,42 @@ from provenance import provenance
 
 STEPS = 40
 SHORTENED = [
-    *("--tokenizer.optim.steps", str(STEPS), "--tokenizer.optim.warmup_steps", "5"),
     *("--optim.steps", str(STEPS), "--optim.warmup_steps", "5", "--engine.save_every", "10"),
-    *("--tokenizer.engine.save_every", "10", "--engine.evaluate_every", "20"),
-    *("--tokenizer.engine.evaluate_every", "20"),
+    *("--engine.evaluate_every", "20"),
 ]
-FILES = ("model.safetensors", "tokenizer/model.safetensors")
+TOKENIZER = [
+    *("--tokenizer.optim.steps", str(STEPS), "--tokenizer.optim.warmup_steps", "5"),
+    *("--tokenizer.engine.save_every", "10", "--tokenizer.engine.evaluate_every", "20"),
+]
+FINE_TUNED = ("model.safetensors", "best/model.safetensors", "evaluation.json", "metrics.jsonl")
+FILES = {
+    "pretrain": ("model.safetensors", "tokenizer/model.safetensors"),
+    "classify": FINE_TUNED,
+    "segment": FINE_TUNED,
+}
 
 
 def main() -> None:
     """Run twice, compare, record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--task", choices=FILES, default="pretrain")
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    started = time.monotonic()
-    finish(options.data, options.runs / "undisturbed")
+    words, started = words_of(options.task, options.data), time.monotonic()
+    finish(words, options.runs / "undisturbed")
     seconds = time.monotonic() - started
-    moments = kill_often(
-        options.data, options.runs / "killed", options.kills, seconds, options.seed
-    )
+    moments = kill_often(words, options.runs / "killed", options.kills, seconds, options.seed)
     record = {
         **provenance(),
         "data": Path(options.data).name,
         "kills_after_seconds": moments,
         "undisturbed_seconds": round(seconds),
         "sha256": {
-            run: {file: sha256(options.runs / run / file) for file in FILES}
+            run: {file: sha256(options.runs / run / file) for file in FILES[options.task]}
             for run in ("undisturbed", "killed")
         },
         "rows_once": {
@@ -58,30 +66,36 @@ def main() -> None:
         },
     }
     record["equal"] = record["sha256"]["undisturbed"] == record["sha256"]["killed"]
-    target = options.results / "interruptions.json"
+    more = "" if options.task == "pretrain" else f"-{options.task}"
+    target = options.results / f"interruptions{more}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     sys.exit(0 if record["equal"] and all(record["rows_once"].values()) else 1)
 
 
-def start(data: str, out: Path) -> subprocess.Popen[bytes]:
+def words_of(task: str, data: str) -> list[str]:
+    """A command, without its folder."""
+    own = TOKENIZER if task == "pretrain" else ["--init", "none"]
+    return [task, "tiny", "--data", data, "--resume", *SHORTENED, *own]
+
+
+def start(words: list[str], out: Path) -> subprocess.Popen[bytes]:
     """Begin or continue a run."""
-    command = ["pretrain", "tiny", "--data", data, "--out", str(out), "--resume", *SHORTENED]
-    return subprocess.Popen([sys.executable, "-m", "beit", *command])
+    return subprocess.Popen([sys.executable, "-m", "beit", *words, "--out", str(out)])
 
 
-def finish(data: str, out: Path) -> None:
+def finish(words: list[str], out: Path) -> None:
     """Let a run come to its end."""
-    if start(data, out).wait() != 0:
+    if start(words, out).wait() != 0:
         raise SystemExit(f"the run in {out} failed")
 
 
-def kill_often(data: str, out: Path, kills: int, seconds: float, seed: int) -> list[float]:
+def kill_often(words: list[str], out: Path, kills: int, seconds: float, seed: int) -> list[float]:
     """Kill a run so many times, then let it finish; the moments, seconds after each start."""
     draws = random.Random(seed)
     moments: list[float] = []
     while len(moments) < kills:
-        process = start(data, out)
+        process = start(words, out)
         wait = draws.uniform(0.05, 0.6) * seconds
         try:
             if process.wait(timeout=wait) == 0:
@@ -90,7 +104,7 @@ def kill_often(data: str, out: Path, kills: int, seconds: float, seed: int) -> l
             process.send_signal(signal.SIGKILL)
             process.wait()
             moments.append(round(wait, 1))
-    finish(data, out)
+    finish(words, out)
     return moments
 
 
