@@ -128,6 +128,30 @@ def _mask(value: int | None = None, size: tuple[int, int] | None = None) -> Call
     return spoil
 
 
+def _single(data: Path) -> None:
+    for kind in ("images", "annotations"):
+        for file in sorted((data / kind / "train").iterdir())[1:]:
+            file.unlink()
+
+
+def _started_from(**fields: Any) -> Callable[[Path], list[str]]:
+    """A segmentation from a classifier."""
+
+    def make(folder: Path) -> list[str]:
+        first = folder / "first"
+        assert beit(*classifying(first, coloured(folder / "photos"), optim__steps=1)).status == 0
+        return segmenting(folder / "run", halves(folder / "data"), first, **fields)
+
+    return make
+
+
+def _of_one_class(data: Path) -> None:
+    for file in (data / "annotations" / "train").iterdir():
+        mask = np.array(Image.open(file))
+        mask[mask != 255] = 1
+        Image.fromarray(mask).save(file)
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "empty class": (_photos(lambda data: _empty(data / "train" / "red")), ["red"]),
     "single class": (_photos(lambda data: _only(data, "red")), ["red"]),
@@ -174,6 +198,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         _pairs(lambda data: data, optim__accumulate=4, decoder__norm="batch"),
         ["batch norm", "--decoder.norm group"],
     ),
+    "one class in the masks to train on": (
+        _pairs(_of_one_class),
+        ["images/train", "a single class (bright) of the 2"],
+    ),
+    "one mask to train on": (_pairs(_single), ["images/train", "a single picture"]),
+    "another width": (_started_from(encoder__width=32), ["first", "its width is 16, not 32"]),
     "one class of pixels": (
         _pairs(lambda data: (data / "classes.txt").write_text("all\n")),
         ["class"],

@@ -189,7 +189,8 @@ def check_pairs(train: PairSource, validation: PairSource, bad_share: float = 1.
         bad_share: How many of the training pictures may be unreadable.
 
     Raises:
-        UserError: A single training picture, too many that cannot be read, or classes that differ.
+        UserError: A single training picture, too many that cannot be read, a single class in all
+            the masks that are learned from, or classes that differ.
     """
     if len(train.bad) > bad_share * len(train):
         index, reason = train.bad[0]
@@ -200,6 +201,13 @@ def check_pairs(train: PairSource, validation: PairSource, bad_share: float = 1.
         )
     if len(train) < 2:
         raise UserError(f"{train.name} holds a single picture; training needs two or more")
+    held = [name for name, count in zip(train.classes, train.pixels, strict=True) if count]
+    if len(held) == 1:
+        raise UserError(
+            f"the masks of {train.name} hold a single class ({held[0]}) of the "
+            f"{len(train.classes)} that there are: there is nothing to tell apart; add pictures of "
+            "others, or their masks"
+        )
     if train.classes != validation.classes:
         differing = set(train.classes) ^ set(validation.classes)
         first = min(differing) if differing else "their order"
