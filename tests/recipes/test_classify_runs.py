@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 import beit as api
 from beit.files import sha256_of
 from beit.nn.classifier import Classifier
-from beit.recipes import evaluating, predicting
+from beit.recipes import evaluating, fine_tuning_report, predicting
 from beit.recipes.predicting import Wishes
 from beit.recipes.saved_models import load
-from recipes.fine_tuning_runs import CLASSES, classifying, coloured
+from beit.report.pictures import SheetRow, sheet
+from recipes.fine_tuning_runs import CLASSES, classifying, coloured, halves, segmenting
 from recipes.recipe_runs import beit, pretraining, rows_of, stopped, tokenizing
 
 
@@ -177,6 +178,25 @@ def test_a_report_of_pictures_that_gained_a_class_is_written_without_them(
     assert "Where it errs" in text and "Fine-tuning" in text
 
 
+def test_captions_of_mistakes_stay_below_their_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell is 320 pixels wide, in which some 25 letters have room."""
+    names = tuple(f"a bird whose name is known to few, {kind}" for kind in ("male", "female"))
+    data, run = coloured(tmp_path / "data", classes=names), tmp_path / "run"
+    assert beit(*classifying(run, data, optim__steps=1)).status == 0
+    lines: list[str] = []
+
+    def noted(rows: list[SheetRow]) -> bytes:
+        lines.extend(line for row in rows for text in row.captions for line in text.split("\n"))
+        return sheet(rows)
+
+    monkeypatch.setattr(fine_tuning_report, "sheet", noted)
+    api.write_report(str(run), str(data))
+    assert lines and all(len(line) <= 25 for line in lines)
+    assert any(line.startswith("is a bird") and line.endswith("male") for line in lines)
+
+
 def test_a_run_of_another_task_is_not_gone_on_with(
     learned: Path, pretrained: Path, data: Path
 ) -> None:
@@ -261,6 +281,27 @@ def test_resuming_is_bitwise(data: Path, tmp_path: Path) -> None:
         assert sha256_of(run / "best" / "model.safetensors") == sha256_of(
             tmp_path / "whole" / "best" / "model.safetensors"
         )
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_the_average_is_what_is_measured_and_kept(task: str, tmp_path: Path) -> None:
+    """At a rate at which the weights of the last step have left their average far behind."""
+    fields = {"optim__ema": 0.99, "optim__lr": 0.05, "optim__steps": 4}
+    run, words = tmp_path / "run", classifying
+    data = coloured(tmp_path / "data") if task == "classify" else halves(tmp_path / "data")
+    if task == "segment":
+        words = segmenting
+    trained = beit(*words(run, data, **fields))
+    assert trained.status == 0, trained.err
+    state = load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+    kept = load_file(run / "model.safetensors")
+    assert any(not torch.equal(state[f"model.{name}"], kept[name]) for name in kept)
+    for folder in (run, run / "best"):
+        config = json.loads((folder / "config.json").read_text())
+        (row,) = (row for row in rows_of(run, "val") if row["step"] == config["step"])
+        again = beit("evaluate", folder, "--data", data, "--json").result
+        for name in ("loss", "top1") if task == "classify" else ("miou", "pixel_accuracy"):
+            assert again[name] == pytest.approx(row[name], abs=1e-6), (folder, name)
 
 
 def test_patience_stops_and_keeps_the_best(data: Path, tmp_path: Path) -> None:

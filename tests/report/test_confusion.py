@@ -76,9 +76,3 @@ def test_lists_name_mistakes_and_the_hardest_classes() -> None:
 )
 def test_hostile_names_and_empty_counts_are_drawn(names: list[str]) -> None:
     assert confusion_figure(np.zeros((2, 2)), names, title="$").startswith(b"\x89PNG")
-
-
-def test_long_names_keep_their_ends() -> None:
-    short = confusion._short("a kind of warbler, number 17", 20)
-    assert len(short) <= 20 and short.startswith("a kind of") and short.endswith("17")
-    assert confusion._short("tench", 20) == "tench"

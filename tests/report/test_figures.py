@@ -211,6 +211,18 @@ def test_a_long_title_of_a_small_page_is_not_cut() -> None:
     assert ink(narrow[:50, -4:]) == 0
 
 
+def test_a_caption_may_have_two_lines() -> None:
+    """The second one has room of its own, and is written there."""
+    picture = _pictures(1)[0]
+    one, two = (
+        decode(pictures.sheet([pictures.SheetRow([picture], captions=[caption])]))
+        for caption in ("a name", "a name\nanother")
+    )
+    added = two[one.shape[0] :]
+    assert two.shape[1] == one.shape[1] and len(added) > 20
+    assert (added < 200).any()
+
+
 def test_values_outside_are_clipped() -> None:
     odd = np.array([[[[-1.0, 2.0, math.nan]]]])
     assert pictures.to_bytes(odd).flatten().tolist() == [0, 255, 0]

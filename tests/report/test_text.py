@@ -12,7 +12,7 @@ from beit.report.tables import (
     spread_cell,
     text_table,
 )
-from beit.report.text import format_number, format_percent, printable
+from beit.report.text import format_number, format_percent, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,9 @@ def test_spread_cells() -> None:
 
 def test_display_width() -> None:
     assert display_width("猫e\u0301") == 3
+
+
+def test_long_names_keep_their_ends() -> None:
+    short = shortened("a kind of warbler, number 17", 20)
+    assert len(short) <= 20 and short.startswith("a kind of") and short.endswith("17")
+    assert shortened("tench", 20) == "tench"

@@ -30,11 +30,13 @@ from beit.report.figures import curves
 from beit.report.overlays import overlay_page
 from beit.report.page import Figure, Section
 from beit.report.pictures import SheetRow, sheet
+from beit.report.text import printable, shortened
 
 CLASSIFY_CURVES = ("loss", "accuracy", "top1", "lr")
 SEGMENT_CURVES = ("loss", "pixel_accuracy", "miou", "lr")
 SHOWN, COLUMNS = 12, 4
 MOST_LOOKED_AT = 1_000  # pictures in which the surest mistakes are looked for
+_NAME = 18  # letters of a class below a picture
 OVERLAYS = 8
 
 
@@ -121,7 +123,9 @@ def _mistakes(finished: Finished, source: Source) -> list[Section]:
         return []
     names = model.labels or source.classes
     shown = wrong[:SHOWN]
-    captions = [f"{names[said]} {p:.0%}; is {names[true]}" for p, said, true, _ in shown]
+    captions = [
+        f"{_below(names[said])} {p:.0%}\nis {_below(names[true])}" for p, said, true, _ in shown
+    ]
     pictures = picture_rows(torch.stack([image for _, _, _, image in shown]))
     rows = [
         SheetRow(
@@ -131,6 +135,11 @@ def _mistakes(finished: Finished, source: Source) -> list[Section]:
     ]
     text = f"Among {len(few)} pictures, those that the model is most wrong about."
     return [Section("Surest mistakes", [text], [Figure(sheet(rows), "", "Surest mistakes")])]
+
+
+def _below(name: str) -> str:
+    """A class's name in a line as wide as a picture."""
+    return shortened(printable(name), _NAME)
 
 
 def _wrong(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from beit.report import canvas
-from beit.report.text import format_percent
+from beit.report.text import format_percent, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,14 +53,6 @@ def confusion_figure(confusion: ArrayLike, classes: Sequence[str], title: str = 
     _draw(axes, counts, names)
     _list(beside, counts, names)
     return canvas.to_png(figure)
-
-
-def _short(name: str, longest: int) -> str:
-    """Leave out the middle: names often begin alike."""
-    if len(name) <= longest:
-        return name
-    tail = longest // 3
-    return f"{name[: longest - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
 
 
 def _draw(axes: Axes, counts: Counts, names: Sequence[str]) -> None:
@@ -127,9 +119,9 @@ def _rgb(colour: str) -> Floats:
 
 def _name_squares(axes: Axes, names: Sequence[str]) -> None:
     places, upright = range(len(names)), len(names) > 3
-    axes.set_yticks(places, [_short(name, _LONGEST_NAME) for name in names])
+    axes.set_yticks(places, [shortened(name, _LONGEST_NAME) for name in names])
     longest = _LONGEST_NAME if upright else _LONGEST_LEVEL
-    below = [_short(name, longest) for name in names]
+    below = [shortened(name, longest) for name in names]
     axes.set_xticks(places, below, rotation=90 if upright else 0)
     size = float(np.interp(len(names), [20, _MOST_NAMED], [canvas.SMALL_SIZE, 4.5]))
     axes.tick_params(colors=canvas.INK, labelsize=size)
@@ -152,7 +144,7 @@ def _percent(share: float) -> str:
 
 def _list(axes: Axes, counts: Counts, names: Sequence[str]) -> None:
     axes.set_axis_off()
-    shown = [_short(name, _LONGEST_LISTED) for name in names]
+    shown = [shortened(name, _LONGEST_LISTED) for name in names]
     if len(names) > _MOST_NAMED:  # the axes have numbers
         shown = [f"{place} {name}" for place, name in enumerate(shown)]
     parts = [

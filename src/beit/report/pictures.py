@@ -31,7 +31,7 @@ class SheetRow:
 
     pictures: Sequence[Array]
     title: str = ""  # at the left, upright
-    captions: Sequence[str] = ()  # below each picture
+    captions: Sequence[str] = ()  # below each picture, in lines
     ends_band: bool = False  # leave more room below
 
 
@@ -189,11 +189,13 @@ def sheet(
         if row.title:
             upright = {"rotation": 90, "ha": "center", "va": "center"}
             text.append((gutter / 2 - 6, top + height / 2, row.title, upright))
+        lines = max((caption.count("\n") + 1 for caption in row.captions), default=0)
         text += [
-            (left, top + height + 24, caption, {})
+            (left, top + height + 24 + _TEXT_BAND * line, words, {})
             for left, caption in zip(lefts, row.captions, strict=False)
+            for line, words in enumerate(caption.split("\n"))
         ]
-        top += height + _GAP + (_TEXT_BAND if row.captions else 0) + (18 if row.ends_band else 0)
+        top += height + _GAP + _TEXT_BAND * lines + (18 if row.ends_band else 0)
     if footer is not None:
         placed.append((top, 0, footer))
         top, width = top + footer.shape[0], max(width, footer.shape[1])

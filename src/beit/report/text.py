@@ -24,6 +24,14 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def shortened(name: str, longest: int) -> str:
+    """Leave out the middle: names often begin alike."""
+    if len(name) <= longest:
+        return name
+    tail = longest // 3
+    return f"{name[: longest - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
+
+
 def format_number(value: float, digits: int = 4) -> str:
     """Write a number for people: `1,797`, `0.01153`, `3.2e-07`, `not a number` spelt out."""
     if math.isnan(value):
