@@ -18,6 +18,7 @@ from beit.interop.models import ForeignModel
 from beit.interop.normalisation import HALF, IMAGENET, Normalisation, fold, normalisation_from
 from beit.interop.timm_models import from_module, read_timm
 from beit.nn.heads import ClassifierHead
+from beit.recipes.initial import Initial, Start
 from interop.backbone_files import LAYOUTS, prefixed, saved
 from interop.interop_models import HEADS, randomise, timm_model, vit_model
 
@@ -33,6 +34,19 @@ def _same_features(own: ForeignModel, theirs: Any, size: tuple[int, int] = SIZE)
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
 
 
+def _everything_is_taken_or_named(own: ForeignModel, file: dict[str, Any], body: list[str]) -> None:
+    """What is left out are names of the file; the others are the body without its last norm."""
+    whole = {name for name in own.left_out if not name.endswith("(its keys)")}
+    assert len({*own.left_out}) == len(own.left_out)
+    parts = [part for part in file.values() if isinstance(part, dict)] or [file]
+    held = next(part.keys() for part in parts if part.keys() >= whole)
+    taken = [name for name in held if name not in whole]
+    assert len(taken) == len(body) - len(("norm.weight", "norm.bias"))
+    assert all(name.endswith(tuple(body)) for name in taken)
+    keys = [name.removesuffix(" (its keys)") for name in own.left_out if name not in whole]
+    assert {*keys} == {name for name in taken if name.endswith("qkv.bias")}
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_timm_s_features(tmp_path: Path, name: str) -> None:
     theirs = vit_model(num_classes=0)
@@ -43,6 +57,7 @@ def test_every_layout_gives_timm_s_features(tmp_path: Path, name: str) -> None:
     left = any("left out what is not the encoder" in note for note in own.notes)
     assert left is (name.startswith(("dino,", "moco")) or name == "mae with its decoder")
     _same_features(own, theirs)
+    _everything_is_taken_or_named(own, saved(name, theirs.state_dict()), [*theirs.state_dict()])
 
 
 def test_safetensors_and_a_classifier(tmp_path: Path) -> None:
@@ -286,3 +301,12 @@ def test_models_of_full_size(name: str) -> None:
     (ours,) = torch.autograd.grad((weights * tokens).sum(), parts[0])
     (other,) = torch.autograd.grad((weights * expected).sum(), parts[1])
     assert (ours - other).norm() < 1e-4 * other.norm()
+
+
+def test_a_run_tells_what_it_left_of_a_file(tmp_path: Path) -> None:
+    theirs = vit_model(num_classes=0)
+    torch.save(saved("mae with its decoder", theirs.state_dict()), tmp_path / "theirs.pth")
+    found = read_timm(tmp_path / "theirs.pth", heads=HEADS)
+    given = Initial(found.encoder, found.head, foreign=found)
+    left = Start(found.encoder, "theirs.pth", given).record["left_out"]
+    assert {"decoder_pos_embed", "decoder_norm.bias", "mask_token", "norm.weight"} <= {*left}

@@ -49,7 +49,8 @@ class ForeignModel:
 
     `layout` says whose names the file used; `labels` are the classes' names where a file has them;
     `prepared` is how pictures were prepared, where a file says so; `segmenter` is the whole model,
-    on the same encoder, where the file held one.
+    on the same encoder, where the file held one; `left_out` are the file's own names of what was
+    not taken.
     """
 
     encoder: Encoder
@@ -59,6 +60,7 @@ class ForeignModel:
     labels: tuple[str, ...] = ()
     prepared: Prepared = Prepared()
     segmenter: Segmenter | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def read_model(
@@ -98,7 +100,7 @@ def read_model(
     parts = split_segmenter(read, str(file))
     if parts is not None:
         read, hints, labels = parts.encoder, parts.adjusted(hints), labels or parts.labels
-    tensors, prefix, notes = unwrapped(read, str(file), average)
+    tensors, prefix, notes, dropped = unwrapped(read, str(file), average)
     if hints.heads is None and _is_moco_small(prefix, tensors):
         hints = replace(hints, heads=MOCO_SMALL_HEADS)
         notes.append(f"MoCo v3's small model has {MOCO_SMALL_HEADS} attention heads")
@@ -114,7 +116,8 @@ def read_model(
         )
     if len(labels) not in (0, _classes(model)):
         notes, labels = [*notes, f"left out {len(labels)} names for {_classes(model)} classes"], ()
-    return replace(model, notes=tuple(notes), labels=labels, prepared=prepared)
+    left_out = (*dropped, *(prefix + name for name in model.left_out))
+    return replace(model, notes=tuple(notes), labels=labels, prepared=prepared, left_out=left_out)
 
 
 def model_from_tensors(
@@ -123,10 +126,11 @@ def model_from_tensors(
     """Build our model from a state dict in any layout we know; see `read_model`."""
     theirs = {name: value for name, value in tensors.items() if INDEX_SUFFIX not in name}
     layout, theirs = _layout_of(theirs, where)
-    theirs, notes = _without_beside(layout, theirs)
+    theirs, left_out, notes = _without_beside(layout, theirs)
     reason = reason_against(theirs)
     if reason is not None:
         raise UserError(f"{where} is no encoder of beit's: {reason}")
+    key_biases = [name for name in theirs if layout is VIT and name.endswith("qkv.bias")]
     if layout is VIT:
         theirs, filled = completed(theirs, None if hints is None else hints.image_size)
         notes += filled
@@ -136,13 +140,15 @@ def model_from_tensors(
     kernel = theirs.get(next(name for name, own in layout.body.items() if own == PATCHES))
     inferred = infer_config(ours, kernel, hints or Hints(), where)
     notes += inferred.notes
-    if layout is VIT:
+    if key_biases:
         notes.append("left out the bias on the keys, which the softmax does not see")
+        left_out += [f"{name} (its keys)" for name in key_biases]
+    names = their_names(table, inferred.config.depth)
     if kind.endswith("norm"):
+        left_out += [names.get(name, name) for name in ours if name.startswith("head.")]
         ours = {name: value for name, value in ours.items() if not name.startswith("head.")}
         notes.append("left out the last LayerNorm: it belongs to a head here, and there is none")
     _require_same_index(tensors, inferred, where)
-    names = their_names(table, inferred.config.depth)
     complaint = f"{where} does not fit the {layout.name} layout"
     with torch.device("meta"):  # nothing is made of what a file claims before all of it is there
         empty = Encoder(inferred.config), _head(kind, ours, inferred.config.width, where)
@@ -152,7 +158,7 @@ def model_from_tensors(
         if module is not None:
             own = {n.removeprefix(prefix): v for n, v in ours.items() if n.startswith(prefix)}
             module.load_state_dict(own, strict=True)
-    return ForeignModel(encoder.eval(), head, layout.name, tuple(notes))
+    return ForeignModel(encoder.eval(), head, layout.name, tuple(notes), left_out=tuple(left_out))
 
 
 def for_our_pictures(model: ForeignModel) -> ForeignModel:
@@ -249,14 +255,14 @@ def _names_in(layout: Layout, theirs: Tensors) -> list[str]:
     return names
 
 
-def _without_beside(layout: Layout, theirs: Tensors) -> tuple[Tensors, list[str]]:
-    """Leave out MAE's decoder and say so; its mask token is the decoder's."""
+def _without_beside(layout: Layout, theirs: Tensors) -> tuple[Tensors, list[str], list[str]]:
+    """Leave out MAE's decoder, name it and say so; its mask token is the decoder's."""
     beside = [name for name in theirs if name.startswith(BESIDE)]
     if layout is not VIT or not beside:
-        return theirs, []
+        return theirs, [], []
     beside += ["mask_token"] if "mask_token" in theirs else []
     kept = {name: value for name, value in theirs.items() if name not in beside}
-    return kept, [f"left out what is not the encoder: {few(sorted(beside))}"]
+    return kept, beside, [f"left out what is not the encoder: {few(sorted(beside))}"]
 
 
 def _head_kind(layout: Layout, theirs: Tensors) -> str:

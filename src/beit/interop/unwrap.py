@@ -16,6 +16,7 @@ class Unwrapped(NamedTuple):
     tensors: Tensors
     prefix: str
     notes: list[str]
+    left_out: list[str]  # names in the file that are not the encoder's
 
 
 def unwrapped(read: Mapping[str, Any], where: str, average: bool = False) -> Unwrapped:
@@ -30,6 +31,7 @@ def unwrapped(read: Mapping[str, Any], where: str, average: bool = False) -> Unw
         UserError: There is no moving average, or something is no tensor.
     """
     notes: list[str] = []
+    dropped: list[str] = []
     wanted = AVERAGE_CONTAINERS if average else CONTAINERS
     found = next((name for name in wanted if isinstance(read.get(name), Mapping)), None)
     if found is not None:
@@ -44,7 +46,8 @@ def unwrapped(read: Mapping[str, Any], where: str, average: bool = False) -> Unw
     odd = [name for name, value in read.items() if not isinstance(value, Tensor)]
     if odd:
         raise UserError(f"{where} is no state dict: {few(sorted(odd))} are not tensors")
-    return Unwrapped({name: _plain(value) for name, value in read.items()}, prefix, notes)
+    plain = {name: _plain(value) for name, value in read.items()}
+    return Unwrapped(plain, prefix, notes, dropped)
 
 
 def _stripped(
@@ -59,7 +62,7 @@ def _stripped(
             kept[name.removeprefix(prefix)] = value
     if beside:  # a projector on top of a self-supervised encoder is no classifier of ours
         projector = [name for name in kept if name.startswith("head.")]
-        dropped += projector
+        dropped += [prefix + name for name in projector]
         kept = {name: value for name, value in kept.items() if name not in projector}
     return kept, sorted(dropped)
 

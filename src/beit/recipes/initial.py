@@ -121,11 +121,13 @@ class Start:
         encoder = [f"encoder.{name}" for name in self.encoder.state_dict()]
         head = [] if self.given.head is None else list(self.given.head.state_dict())
         head = [f"head.{name}" for name in head]
+        foreign = self.given.foreign
         return {
             "init": _named(self.init),
             "layout": self.given.layout,
             "used": encoder + (head if self.head_kept else []),
             "not_used": [] if self.head_kept else head,
+            "left_out": [] if foreign is None else list(foreign.left_out),  # names of the file's
             "notes": list(self.notes),
         }
 
