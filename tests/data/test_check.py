@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from beit.data.check import check, info
 from beit.data.sources import open_source
+from beit.recipes.inspection import check_data, data_info
 from oracles.picture_zoo import saved, scene, zoo
 
 
@@ -52,6 +54,17 @@ def test_info_counts_classes_and_measures_a_sample(tmp_path: Path) -> None:
     assert (found.sampled, found.bad_in_sample) == (5, 1)
     assert found.height == (8, 8, 8) and found.width == (10, 25, 40)
     assert found.fingerprint == open_source(str(tmp_path), "all").fingerprint
+
+
+def test_pictures_of_a_camera_that_does_not_fill_its_16_bits_are_told(tmp_path: Path) -> None:
+    full = scene()[..., 0].astype(np.uint16) * 257
+    for number, bits in enumerate((16, 14, 12)):
+        (tmp_path / f"{number}.png").write_bytes(saved(Image.fromarray(full >> (16 - bits)), "PNG"))
+    source = open_source(str(tmp_path), "all")
+    assert check(source).dark == info(source).dark == (2, "1.png")
+    for looks in (check_data, data_info):
+        (note,) = looks(str(tmp_path), "all", *([0] if looks is check_data else []))["notes"]
+        assert "2 of 3" in note and "1.png" in note and "65,535" in note
 
 
 def test_info_of_an_empty_split(tmp_path: Path) -> None:

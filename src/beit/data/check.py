@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from beit.data.sources import Source, labels_of
 
 _AT_ONCE = 32
 _SAMPLE = 200
+_DARK = 64  # of 255: what white is of a camera of 14 bits, in a file of 16
+
+_Extrema = tuple[tuple[int, int], ...]  # least and most of each colour
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class CheckReport:
     duplicates: tuple[tuple[str, ...], ...]  # groups of pictures whose pixels are the same
     smallest: tuple[int, int]  # height and width of the smallest side's picture
     largest: tuple[int, int]  # of the most pixels
+    dark: tuple[int, str]  # how many good ones have no bright pixel, and the first of them
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Info:
     bad_in_sample: int
     height: tuple[int, int, int]  # least, median, most in the sample; zeros when none was good
     width: tuple[int, int, int]
+    dark: tuple[int, str]  # how many in the sample have no bright pixel, and the first of them
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class _Seen:
     index: int
     reason: str  # empty = good
     size: tuple[int, int] = (0, 0)
+    dark: bool = False
     digest: bytes = b""
 
 
@@ -78,7 +85,8 @@ class _Looks(Dataset[list[_Seen]]):
         except BadPicture as error:
             return _Seen(index, error.reason)
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest() if self.digests else b""
-        return _Seen(index, "", (image.height, image.width), digest)
+        dark = max(most for _, most in cast(_Extrema, image.getextrema())) <= _DARK
+        return _Seen(index, "", (image.height, image.width), dark, digest)
 
 
 def check(source: Source, workers: int = 0, *, duplicates: bool = False) -> CheckReport:
@@ -92,11 +100,13 @@ def check(source: Source, workers: int = 0, *, duplicates: bool = False) -> Chec
     bad: list[Bad] = []
     groups: dict[bytes, list[int]] = {}
     sizes: Counter[tuple[int, int]] = Counter()
+    dark: list[int] = []
     for seen in _look_at(source, range(len(source)), workers, digests=duplicates):
         if seen.reason:
             bad.append(Bad(source.identity(seen.index), seen.reason))
             continue
         sizes[seen.size] += 1
+        dark += [seen.index] if seen.dark else []
         if duplicates:
             groups.setdefault(seen.digest, []).append(seen.index)
     return CheckReport(
@@ -110,6 +120,7 @@ def check(source: Source, workers: int = 0, *, duplicates: bool = False) -> Chec
         ),
         smallest=min(sizes, key=min, default=(0, 0)),
         largest=max(sizes, key=lambda size: size[0] * size[1], default=(0, 0)),
+        dark=_told(source, dark),
     )
 
 
@@ -132,6 +143,7 @@ def info(source: Source) -> Info:
         bad_in_sample=len(seen) - len(good),
         height=_spread(good[:, 0]),
         width=_spread(good[:, 1]),
+        dark=_told(source, [one.index for one in seen if one.dark]),
     )
 
 
@@ -146,6 +158,10 @@ def _look_at(
     reader = WatchedReader(source, how.workers)
     for several in fetch(_Looks(reader, places, digests), where, reader, how):
         yield from several
+
+
+def _told(source: Source, dark: Sequence[int]) -> tuple[int, str]:
+    return len(dark), source.identity(dark[0]) if dark else ""
 
 
 def _spread(values: NDArray[np.int64]) -> tuple[int, int, int]:

@@ -31,6 +31,23 @@ def remarks(source: Source) -> list[str]:
     return found
 
 
+def nearly_black(dark: tuple[int, str], looked_at: int) -> list[str]:
+    """A sentence about pictures without a bright pixel, if there are any.
+
+    Args:
+        dark: How many, and the first of them.
+        looked_at: How many could be read.
+    """
+    count, first = dark
+    if not count:
+        return []
+    return [
+        f"{count:,} of {looked_at:,} pictures are nearly black: no pixel above a quarter of white, "
+        f"{first} first. 16-bit greys are read as parts of 65,535: bring those of a camera of 10, "
+        "12 or 14 bits to that range before"
+    ]
+
+
 def unmeasured_classes(train: Source, validation: Source) -> list[str]:
     """A sentence about classes of which no picture was held out, if there are any."""
     seen = set(labels_of(validation).tolist())
