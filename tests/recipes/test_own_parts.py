@@ -163,6 +163,7 @@ GREYS = np.zeros((4, 8, 8), np.uint8)
         ((GREYS, np.arange(4)), "labels as beit.pictures"),
         (GREYS.astype(np.float32), "not float32 of shape .*255"),
         (np.zeros((4, 3, 8, 8), np.uint8), "colours stand last"),
+        ([np.zeros((40, 40, 3), np.uint8)] * 2, "np.stack.list"),
     ],
 )
 def test_what_is_no_pictures_is_told_in_a_sentence(

@@ -125,6 +125,11 @@ def _refuse_other_arrays(array: NDArray[np.uint8]) -> None:
     shape: tuple[int, ...] = getattr(array, "shape", ())
     dtype = getattr(array, "dtype", type(array).__name__)
     fits = isinstance(array, np.ndarray) and dtype == np.uint8
+    if fits and len(shape) == 3 and shape[2] == 3:
+        raise UserError(
+            f"an array of shape {shape} would be greys that are 3 pixels wide: of one picture in "
+            "colours make array[None], of a list of them np.stack(list)"
+        )
     if fits and (len(shape) == 3 or len(shape) == 4 and shape[3] == 3) and 0 not in shape[1:]:
         return
     hint = ""
