@@ -103,6 +103,18 @@ def test_predict_writes_masks_and_overlays(learned: Path, data: Path, tmp_path: 
     assert beit("predict", learned, *pictures, "--out", out).status == 0  # over its own
 
 
+def test_masks_that_count_otherwise_than_those_trained_on_are_told(
+    learned: Path, data: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(learned / "best", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"reduce_zero_label": True}))
+    picture = data / "images" / "val" / "000.png"
+    outcome = beit("predict", model, picture, "--out", tmp_path / "masks")
+    assert outcome.status == 0 and "masks count classes from 0" in outcome.err
+    assert beit("predict", learned, picture, "--out", tmp_path / "own").err == ""
+
+
 def test_predict_tells_a_program_what_it_wrote(learned: Path, data: Path, tmp_path: Path) -> None:
     out, odd = tmp_path / "masks", tmp_path / "a\nb.png"
     shutil.copy(data / "images" / "val" / "000.png", odd)

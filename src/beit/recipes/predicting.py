@@ -34,6 +34,11 @@ from beit.report.overlays import Colours, index_png, overlay
 BATCH = 64
 _LONGEST = 200  # bytes of a stem; a number, .overlay.png and the mark of a file unfinished follow
 
+_FROM_ZERO = (
+    "masks count classes from 0; in those trained on (reduce_zero_label) the same classes count "
+    "from 1, and 0 is none"
+)
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -161,6 +166,8 @@ def _masks(
     earlier = sum(mask.exists() for mask, _ in targets)
     if earlier:
         print(f"note: {earlier} masks in {wishes.out} are written over", file=sys.stderr)
+    if finished.facts.get("reduce_zero_label"):
+        print(f"note: {_FROM_ZERO}", file=sys.stderr)
     for index in range(len(files)):
         try:
             image = np.array(files.read(index))  # (H, W, 3)
