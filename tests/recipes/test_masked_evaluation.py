@@ -48,6 +48,15 @@ def test_its_own_data_and_masks_give_its_last_row_to_the_last_digit(
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_what_was_pushed_is_measured_as_the_run_is(runs: Path, name: str, tmp_path: Path) -> None:
+    assert beit("push", runs / name, tmp_path / "pushed", "--licence", "mit").status == 0
+    assert measured(tmp_path / "pushed")["loss"] == measured(runs / name)["loss"]
+    (tmp_path / "pushed" / "recipe.json").unlink()
+    refused = beit("evaluate", tmp_path / "pushed", "--data", "digits")
+    assert refused.status == 2 and "recipe.json" in refused.complaint
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_other_masks_and_other_pictures(runs: Path, name: str, tmp_path: Path) -> None:
     own, run = measured(runs / name), runs / name
     few = measured(run, "--masking.kind", "random", "--masking.count=2", "--masking.exact", "true")

@@ -18,7 +18,7 @@ from beit.recipes.build import evaluation_workers
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.overrides import replace
 from beit.recipes.own_tokenizer import NOTE
-from beit.recipes.run_files import RunFiles
+from beit.recipes.recipe_files import recipe_beside, recipe_in
 from beit.recipes.stage import prepared_batches
 from beit.recipes.tokenizers import load_tokenizer
 from beit.recipes.train import EVALUATION_BATCH, evaluation_looks, masked_prediction
@@ -75,9 +75,10 @@ def measured(
     Raises:
         UserError: The run lacks its recipe or its tokenizer, or has others than its model.
     """
-    recipe = RunFiles(folder).recipe
+    file = recipe_beside(folder)
+    recipe = recipe_in(file)
     if not isinstance(recipe, PretrainRecipe):
-        raise UserError(f"{folder / 'recipe.yaml'} is not the recipe of a pre-training")
+        raise UserError(f"{file} is not the recipe of a pre-training")
     recipe = masking_changed(recipe, changes)
     model = saved_models.load_masked_image_model(folder).to(device)
     tokenizer = _tokenizer_of(folder, model)

@@ -22,10 +22,11 @@ from beit.nn.encoder import Encoder
 from beit.recipes import saved_models
 from beit.recipes.model_card import Story, card, story_of
 from beit.recipes.private_paths import without_paths
+from beit.recipes.recipe_files import PUBLISHED
 from beit.recipes.saved_models import Model
 
 CARD = "README.md"
-RECIPE, RESULT = "recipe.json", "result.json"
+RESULT = "result.json"
 TOKENIZER = "tokenizer"
 MODEL_FILES = (hub.CONFIG, hub.WEIGHTS)
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -129,7 +130,7 @@ def _fill(folder: Path, source: Path, story: Story, licence: str, target: str, n
         for name in MODEL_FILES:
             shutil.copyfile(tokenizer / name, folder / TOKENIZER / name)
     if story.recipe is not None:
-        _write_json(folder / RECIPE, story.recipe)
+        _write_json(folder / PUBLISHED, story.recipe)
     if story.result:
         _write_json(folder / RESULT, story.result)
     text = card(story, licence, target, note)

@@ -12,6 +12,7 @@ from beit.recipes.downstream_models import Recipe, kind_of
 from beit.recipes.overrides import LATER_FIELDS, validated
 
 FILE = "recipe.yaml"
+PUBLISHED = "recipe.json"  # beside a model that was pushed; JSON is YAML
 _ENDINGS = (".yaml", ".yml")
 
 
@@ -60,6 +61,18 @@ def _fill(tree: dict[str, Any], kind: type[BaseModel], name: str, value: Any) ->
         group = tree.setdefault(first, {})
         if isinstance(group, dict):
             _fill(group, field.annotation, rest, value)
+
+
+def recipe_beside(folder: Path) -> Path:
+    """The recipe of a run, or of what was published of it.
+
+    Raises:
+        UserError: There is neither.
+    """
+    for name in (FILE, PUBLISHED):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} has no {FILE} and no {PUBLISHED}: give a run, or what it pushed")
 
 
 def recipe_file(spec: str | Path) -> Path | None:
