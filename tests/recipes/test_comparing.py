@@ -48,6 +48,16 @@ def test_mean_and_spread_over_seeds(runs: dict[str, Path]) -> None:
     assert group["deviation"]["loss"] == pytest.approx(statistics.stdev(losses))
 
 
+def test_a_run_made_twice_with_one_seed_is_no_second_draw(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    again = Path(shutil.copytree(runs["seed1"], tmp_path / "again"))
+    alone = package.compare([runs["seed1"], again], quiet=True)
+    assert alone["groups"] == [] and any(str(again) in note for note in alone["notes"])
+    (group,) = package.compare([runs["seed0"], runs["seed1"], again], quiet=True)["groups"]
+    assert group["runs"] == [str(runs["seed0"]), str(runs["seed1"])]
+
+
 def test_people_see_tables(runs: dict[str, Path]) -> None:
     out = beit("compare", *runs.values()).out
     for text in (

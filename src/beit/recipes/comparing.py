@@ -47,6 +47,12 @@ class _Told:
         return json.dumps([told, self.row.get("step")], sort_keys=True, default=str)
 
     @property
+    def seeds(self) -> tuple[Any, ...]:
+        """What its chance follows from."""
+        own = (f"{_TOKENIZER}.{_SEED}",) if self.own_tokenizer else ()
+        return tuple(self.fields.get(name) for name in (_SEED, *own))
+
+    @property
     def figures(self) -> dict[str, float]:
         """What was measured last."""
         return {
@@ -129,12 +135,25 @@ def _differences(told: Sequence[_Told]) -> dict[str, list[Any]]:
 
 
 def _alike(told: Sequence[_Told]) -> list[list[_Told]]:
-    """Runs that differ in their seeds alone, where there are two or more of them."""
-    groups: dict[str, list[_Told]] = {}
+    """Runs that differ in their seeds alone, where there are two or more of them.
+
+    Of several with one seed the first counts: the same chance twice tells nothing of chance.
+    """
+    groups: dict[str, dict[tuple[Any, ...], _Told]] = {}
     for run in told:
         if run.row:
-            groups.setdefault(run.but_for_the_seed, []).append(run)
-    return [group for group in groups.values() if len(group) > 1]
+            groups.setdefault(run.but_for_the_seed, {}).setdefault(run.seeds, run)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def _repeated(told: Sequence[_Told]) -> list[tuple[str, str]]:
+    """Runs that were asked for what an earlier one was, seeds and all; each with that one."""
+    first: dict[tuple[Any, ...], str] = {}
+    found = []
+    for run in told:
+        earlier = first.setdefault((run.but_for_the_seed, run.seeds), run.name) if run.row else ""
+        found += [(run.name, earlier)] if earlier not in ("", run.name) else []
+    return found
 
 
 def _group(group: Sequence[_Told]) -> dict[str, Any]:
@@ -152,6 +171,10 @@ def _notes(told: Sequence[_Told]) -> list[str]:
     """Why figures that stand side by side may not be comparable."""
     differing = _differences(told)
     notes = [f"{run.name} has not been measured yet" for run in told if not run.row]
+    notes += [
+        f"{name} repeats {earlier}, with the same seed: no mean counts it"
+        for name, earlier in _repeated(told)
+    ]
     if len({run.row.get("step") for run in told if run.row}) > 1:
         notes.append("the last rows are of different steps")
     if "data" in differing:
