@@ -99,7 +99,7 @@ def test_a_choice_is_a_function_of_the_seed_and_tells_by_its_fingerprint() -> No
         ("120%", "'120%'.*100 per cent"),
         ("0/class", "'0/class'.*above 0"),
         ("2.5/class", "'2.5/class'.*whole number"),
-        ("4/class", "class cow of labelled has 3 pictures"),
+        ("4/class", "class cow of labelled has 3 pictures to train on; .*percentage"),
         ("-5%", "'-5%' are not understood.*50/class"),
         ("some", "'some' are not understood"),
         ("50", "'50' are not understood"),

@@ -56,7 +56,8 @@ def choose_labels(source: Source, amount: str, seed: int) -> Source:
         if count > len(members):
             raise UserError(
                 f"labels {amount!r} cannot be had: class {name} of {source.name} has "
-                f"{len(members)} pictures; ask for fewer, or add some"
+                f"{len(members)} pictures to train on; ask for fewer, or for a percentage, which "
+                "takes one at least, or add some"
             )
         chosen.append(_drawn(members, count, seed, draw=0, label=label))
     places = np.sort(np.concatenate(chosen))

@@ -87,7 +87,9 @@ def pair_folders(root: bytes, split: PairSplit) -> tuple[Folders, list[Folders]]
         wanted = " or ".join(name.decode() for name in SPLIT_NAMES[split])
         there = [printable(os.path.basename(path)) for path in pictures.values() if path]
         raise UserError(
-            f"{printable(images)} has no folder {wanted}; there is: {', '.join(there) or 'none'}"
+            f"{printable(images)} has no folder {wanted}; there is: {', '.join(there) or 'none'}. "
+            f"Put some pictures into images/{SPLIT_NAMES[split][0].decode()} and their masks into "
+            f"annotations/{SPLIT_NAMES[split][0].decode()}"
         )
     if theirs is None:
         missing = printable(os.path.join(annotations, os.path.basename(ours)))

@@ -233,8 +233,8 @@ def _counted_classes(
         some = ", ".join(str(value + shift) for value in used[:5])
         raise UserError(
             f"the masks of {several[0].name} hold the numbers {some}, ..., which do not look like "
-            f"classes counted from {shift}: name all {number} classes in classes.txt, or number "
-            "them without gaps"
+            f"classes counted from {shift}: name all classes, {number} or more, in classes.txt "
+            "by their numbers, a line each, or number them without gaps"
         )
     return tuple(f"class {place}" for place in range(number))
 
