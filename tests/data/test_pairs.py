@@ -262,10 +262,7 @@ def _nothing_readable(root: Path) -> None:
         (_no_folder, r"there is no folder .*spoilt$"),
         (_no_images, "no folder .*images with the pictures; segmentation reads"),
         (_no_annotations, "no folder .*annotations with the masks; segmentation reads"),
-        (
-            _no_split,
-            "images has no folder train or training; there is: val. .* images/train and",
-        ),
+        (_no_split, "images has no folder train or training; there is: val. Put .* images/train"),
         (_no_masks_of_the_split, "images/train have no masks: there is no folder .*/train$"),
         (_empty_masks, "no picture in .*annotations/train"),
         (_mask_missing, r"2 of 4 files in .* have no mask of the same name .* first of all p1.png"),
@@ -279,10 +276,7 @@ def _nothing_readable(root: Path) -> None:
         (_all_ignored, r"hold no class at all: every pixel is 255"),
         (_all_ignored_without_names, r"hold no class at all"),
         (_binary_as_black_and_white, r"a single class \(class 0\)"),
-        (
-            _greys,
-            "hold the numbers 0, 60, 120, 180, .*not look like classes.* or more, in cla",
-        ),
+        (_greys, "hold the numbers 0, 60, 120, 180, .*not look like classes.* or more, in c"),
         (_no_names, "classes.txt names no class"),
         (_one_name, r"a single class \(everything\)"),
         (_gap_in_names, "line 2 of .*classes.txt is empty"),
