@@ -11,6 +11,7 @@ from PIL import Image
 
 from beit.files import sha256_of
 from beit.nn.segmenter import Segmenter
+from beit.recipes.evaluating import iou_table
 from beit.recipes.saved_models import load
 from recipes.fine_tuning_runs import MASK_CLASSES as CLASSES
 from recipes.fine_tuning_runs import classifying, coloured, halves, segmenting
@@ -52,6 +53,13 @@ def test_evaluate_gives_the_run_s_own_numbers_and_reads_the_test_split(
     more = ["--split", "test", "--scales", "0.75", "1", "--flip"]
     table = beit("evaluate", learned, "--data", data, *more)
     assert table.status == 0 and "mean IoU" in table.out and "bright" in table.out
+
+
+def test_classes_that_never_occur_are_counted_and_not_listed() -> None:
+    found = {"labels": ["sky", "sea", "sun"], "iou": [0.5, None, 0.0]}
+    table = iou_table({**found, "miou": 0.25, "pixel_accuracy": 0.5})
+    assert [row[0] for row in table.rows] == ["sky", "sun"]
+    assert "1 of 3 classes" in table.caption
 
 
 def test_rare_classes_count_for_more_when_asked(tmp_path: Path, data: Path) -> None:

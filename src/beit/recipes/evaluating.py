@@ -233,12 +233,12 @@ def _segmented(
 
 
 def iou_table(found: Mapping[str, Any]) -> Table:
-    """IoU by class, with the means in the caption."""
-    rows = [
-        [name, "–" if value is None else f"{value:.1%}"]
-        for name, value in zip(found["labels"], found["iou"], strict=True)
-    ]
+    """IoU of each class that occurs, with the means and the number of the others in the caption."""
+    values = list(zip(found["labels"], found["iou"], strict=True))
+    rows = [[name, f"{value:.1%}"] for name, value in values if value is not None]
     caption = f"mean IoU {found['miou']:.2%}, pixel accuracy {found['pixel_accuracy']:.2%}"
+    if absent := len(values) - len(rows):
+        caption += f"; {absent} of {len(values)} classes are in no mask and no answer"
     return Table(["class", "IoU"], rows, caption)
 
 
