@@ -67,6 +67,15 @@ def test_pictures_of_a_camera_that_does_not_fill_its_16_bits_are_told(tmp_path: 
         assert "2 of 3" in note and "1.png" in note and "65,535" in note
 
 
+def test_masks_that_are_not_looked_at_are_told(tmp_path: Path) -> None:
+    for name in ("images", "annotations"):
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "train" / "1.png").write_bytes(saved(Image.new("L", (4, 4), 99), "PNG"))
+    for looks in (check_data, data_info):
+        (note,) = looks(str(tmp_path), "all", *([0] if looks is check_data else []))["notes"]
+        assert "annotations/ are not looked at" in note and "beit segment" in note
+
+
 def test_info_of_an_empty_split(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(saved(Image.new("RGB", (4, 4)), "PNG"))
     found = info(open_source(str(tmp_path), "val"))

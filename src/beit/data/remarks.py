@@ -1,5 +1,7 @@
 """What is worth knowing about data before a run is spent on it, and is no fault."""
 
+from pathlib import Path
+
 from beit.data.formats import counted, way_out
 from beit.data.naming import printable
 from beit.data.packed import PackedSource
@@ -29,6 +31,16 @@ def remarks(source: Source) -> list[str]:
             f"{counted(foreign)}; to use them {way_out(foreign)}"
         )
     return found
+
+
+def masks_beside(spec: str) -> list[str]:
+    """A sentence about masks that lie beside the pictures, if there are any."""
+    if not all(Path(spec, name).is_dir() for name in ("images", "annotations")):
+        return []
+    return [
+        "the masks in annotations/ are not looked at here: `beit segment` reads each of them "
+        "before its first step"
+    ]
 
 
 def nearly_black(dark: tuple[int, str], looked_at: int) -> list[str]:

@@ -58,7 +58,7 @@ def _print_recipe(recipe: Recipe, result: dict[str, Any]) -> None:
 def data_info(spec: str, split: Split) -> dict[str, Any]:
     """Count pictures, classes and sizes, and print what was found."""
     from beit.data.check import info
-    from beit.data.remarks import nearly_black, remarks
+    from beit.data.remarks import masks_beside, nearly_black, remarks
     from beit.data.sources import open_source
 
     source = open_source(spec, split)
@@ -77,7 +77,11 @@ def data_info(spec: str, split: Split) -> dict[str, Any]:
         print(f"{side} of {found.sampled} pictures: {least} to {most} pixels, median {median}")
     if found.bad_in_sample:
         print(f"{found.bad_in_sample} of them cannot be read; `beit data check` lists all such")
-    notes = remarks(source) + nearly_black(found.dark, found.sampled - found.bad_in_sample)
+    notes = (
+        remarks(source)
+        + masks_beside(spec)
+        + nearly_black(found.dark, found.sampled - found.bad_in_sample)
+    )
     for note in notes:
         print(note)
     print(f"fingerprint {found.fingerprint}")
@@ -92,7 +96,7 @@ def check_data(
     What is returned has "duplicates" only where they were looked for.
     """
     from beit.data.check import check
-    from beit.data.remarks import nearly_black, remarks
+    from beit.data.remarks import masks_beside, nearly_black, remarks
     from beit.data.sources import open_source
 
     if workers is not None and workers < 0:
@@ -104,7 +108,11 @@ def check_data(
     for group in report.duplicates:
         print(f"the same pixels: {', '.join(group)}")
     print(f"{report.name}: {report.pictures} pictures, {len(report.bad)} of them unreadable")
-    notes = remarks(source) + nearly_black(report.dark, report.pictures - len(report.bad))
+    notes = (
+        remarks(source)
+        + masks_beside(spec)
+        + nearly_black(report.dark, report.pictures - len(report.bad))
+    )
     for note in notes:
         print(note)
     found = asdict(report) | {"notes": notes}
