@@ -71,6 +71,7 @@ def test_bad_validation_pictures_are_named_and_left_out(tmp_path: Path) -> None:
     spoil(data, "val", 2)
     outcome = beit(*tokenizing(tmp_path / "none", data))
     assert outcome.status == 2 and "not one of the 2 validation pictures" in outcome.complaint
+    assert names[0] in outcome.complaint and not (tmp_path / "none").exists()
 
 
 def test_changed_pictures_need_consent(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from beit.data.decode import BadPicture
 from beit.data.file_table import changed_files
 from beit.data.sources import Source
 from beit.errors import UserError
@@ -63,6 +64,29 @@ def _refuse_micro_batch(recipe: Recipe, ranks: int, micro: int) -> None:
         raise UserError(
             "one picture would be learned from at a time, but batch norm needs two or more; choose "
             "a larger --optim.batch, a smaller --optim.accumulate, or --decoder.norm group"
+        )
+
+
+def refuse_unmeasurable(validation: Source) -> None:
+    """See that there is a picture to measure on, where any are given: one that can be read.
+
+    At the first measurement it would be too late: the steps until then would be lost.
+
+    Raises:
+        UserError: Not one can be read.
+    """
+    reasons: list[str] = []
+    for index in range(len(validation)):
+        try:
+            validation.read(index)
+        except BadPicture as error:
+            reasons.append(error.reason)
+        else:
+            return
+    if reasons:
+        raise UserError(
+            f"not one of the {len(reasons)} validation pictures of {validation.name} can be read, "
+            f"{validation.identity(0)} first ({reasons[0]}); `beit data check` names them all"
         )
 
 

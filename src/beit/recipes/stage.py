@@ -36,7 +36,12 @@ from beit.engine.settings import FitResult, promise_repeatable_products
 from beit.errors import UserError
 from beit.files import atomic_write_text, json_of_measured, sha256_of
 from beit.recipes.build import evaluation_workers, fit_settings, loader_settings
-from beit.recipes.checks import refuse_impossible, refuse_other_data, refuse_other_recipe
+from beit.recipes.checks import (
+    refuse_impossible,
+    refuse_other_data,
+    refuse_other_recipe,
+    refuse_unmeasurable,
+)
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.leftovers import BEST, clear_leftovers
 from beit.recipes.models import Frozen
@@ -223,6 +228,7 @@ def open_stage(
         promise_repeatable_products()
     train, validation = sources or open_parts(request.data, rescan=request.resume)
     refuse_impossible(recipe, world.size, len(train), device)
+    refuse_unmeasurable(validation)
     with _enter(request, main=world.main) as run:
         record = _recorder(recipe, request, run, train) if world.main else lambda: None
         if world.main:
