@@ -273,6 +273,7 @@ def predict(
     Args:
         spec: A run, a model folder, `hf://owner/name` or other people's weights.
         pictures: A file, a folder or a pattern such as `photos/*.jpg`, or several of them.
+            A picture named twice, also by way of a link, is looked at once.
         wishes: All that follows in one value, and in its place.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         top: Classes of each picture, the likeliest first.

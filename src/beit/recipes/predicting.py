@@ -84,7 +84,8 @@ def predict(
 
     Args:
         spec: A classifier or segmenter; see `read_finished`.
-        pictures: Files, folders and patterns, or one of them.
+        pictures: Files, folders and patterns, or one of them. A picture named twice, also by way
+            of a link, is looked at once.
         wishes: What is wanted; the likeliest class by default.
         device: Where to compute.
 
