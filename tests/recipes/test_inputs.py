@@ -208,3 +208,10 @@ def test_dall_e_s_tokenizer_is_loaded_and_given_pictures(tmp_path: Path, photos:
     images = beit.inputs(tmp_path / "encoder.pkl", photos)
     assert images.shape[-2:] == model.image_size and 0 <= images.min() < images.max() <= 1
     assert model.codes(images[:1]).shape == (1, *model.grid)
+
+
+def test_weights_that_end_in_pkl_are_not_taken_for_dall_e_s(tmp_path: Path) -> None:
+    save_encoder(tmp_path / "own", beit.encoder("digits", image_size=16, width=64, heads=1), {})
+    convert(tmp_path / "own", tmp_path / "theirs.pth", to="reference")
+    (tmp_path / "theirs.pth").rename(tmp_path / "theirs.pkl")
+    assert isinstance(beit.load(tmp_path / "theirs.pkl"), Encoder)

@@ -145,7 +145,8 @@ def model_from_tensors(
         left_out += [f"{name} (its keys)" for name in key_biases]
     names = their_names(table, inferred.config.depth)
     if kind.endswith("norm"):
-        left_out += [names.get(name, name) for name in ours if name.startswith("head.")]
+        norm = [names.get(name, name) for name in ours if name.startswith("head.")]
+        left_out += [name if name in tensors else name.removeprefix("beit.") for name in norm]
         ours = {name: value for name, value in ours.items() if not name.startswith("head.")}
         notes.append("left out the last LayerNorm: it belongs to a head here, and there is none")
     _require_same_index(tensors, inferred, where)

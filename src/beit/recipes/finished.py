@@ -92,7 +92,7 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
         UserError: There is no model.
     """
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
-    if path.suffix == ".pkl":
+    if path.name == "encoder.pkl" and not path.is_dir():  # DALL-E's; others may be weights
         return load_tokenizer(path), {}
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         model = saved_models.load(path)

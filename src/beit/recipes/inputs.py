@@ -54,8 +54,8 @@ def inputs(model: str | Path | Model, pictures: Given | Sequence[Given]) -> Tens
         model: What `beit.load` gave, or a run or whatever else `beit.predict` takes; a run is read
             anew by each call.
         pictures: A file, a folder or a pattern, a picture of Pillow's, an array (H, W, 3), (H, W)
-            or (N, H, W, 3) of uint8, or a list of such, each as often as
-            it is given. All are held in memory.
+            or (N, H, W, 3) of uint8, or a list of such, each as often as it is given. All are
+            held in memory.
 
     Returns:
         (B, 3, H, W) float32, on the model's device.
