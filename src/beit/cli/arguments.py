@@ -1,6 +1,6 @@
 """Reading a command line: one sentence for every mistake, dotted names for recipe fields.
 
-Departure: the plan wanted tyro; see docs/ARCHITECTURE.md.
+Departure: not by tyro, as was planned; see docs/ARCHITECTURE.md.
 """
 
 import argparse
