@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from beit.commands.assembly.build import choose_device, choose_precision
+from beit.commands.planning.calibration import Call
 from beit.nn import attention
-from beit.recipes.build import choose_device, choose_precision
-from beit.recipes.calibration import Call
 from harness import RESULTS, interleaved, record, times_faster
 
 Way = Callable[[Tensor, Tensor], Tensor]

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from beit.commands.assembly.run_files import RunFiles
+from beit.commands.assembly.saved_models import load_masked_image_model
+from beit.commands.assembly.tokenizers import load_tokenizer
+from beit.commands.looking.figures import Pictures, masked_figure
 from beit.data.handed import handed
-from beit.recipes.figures import Pictures, masked_figure
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.run_files import RunFiles
-from beit.recipes.saved_models import load_masked_image_model
-from beit.recipes.tokenizers import load_tokenizer
 
 PAGE = Path(__file__).parents[1] / "docs" / "filled.png"
 SIDE = 256  # pixels that a crop is brought to before the recipe's own resizing

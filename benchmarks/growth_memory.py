@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import beit
 from beit.batch import Masks
+from beit.commands.assembly.build import choose_device, encoder_config_of, masked_image_model
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PRESETS
 from beit.nn.saved_bytes import saved_bytes
 from beit.objectives.masked import masked_token_loss
-from beit.recipes.build import choose_device, encoder_config_of, masked_image_model
 from harness import peak_memory, record
 
 LIMITS = {"base": 65.0, "large": 174.0}  # megabytes, counted

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import beit
-from beit.recipes.build import choose_precision
+from beit.commands.assembly.build import choose_precision
 from growth_sets import linked_folder
 from harness import CPU, record, times_faster
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import beit
-from beit.recipes.build import (
+from beit.commands.assembly.build import (
     choose_device,
     encoder_config_of,
     fit_settings,
@@ -19,7 +19,7 @@ from beit.recipes.build import (
     tokenizer_config,
     view_settings,
 )
-from beit.recipes.calibration import Call, Shape, steps_of
+from beit.commands.planning.calibration import Call, Shape, steps_of
 from beit.recipes.models import PretrainRecipe
 from beit.tokenizer.dvae import DiscreteVAE
 from harness import interleaved, record, times_faster

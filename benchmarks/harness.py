@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from beit.recipes import calibration
-from beit.recipes.calibration import Call, matrix_rate, synchronise
+from beit.commands.planning import calibration
+from beit.commands.planning.calibration import Call, matrix_rate, synchronise
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from beit.commands.planning.calibration import Call
 from beit.data.augment import prepare
 from beit.nn import attention, transformer
 from beit.nn.encoder import Encoder
@@ -24,7 +25,6 @@ from beit.nn.masked_image_model import MaskedImageModel, MaskedPlaces
 from beit.nn.position import gather_bias
 from beit.nn.transformer import Block
 from beit.objectives.masked import masked_token_loss
-from beit.recipes.calibration import Call
 from beit.tokenizer.reading import TokenReader
 from harness import interleaved, record, times_faster
 from reference_model import ReferenceTokenizer

@@ -26,10 +26,10 @@ from beit.data.decode import decode, decode_pixels
 from beit.data.draws import Key, MaskPlan, colour_draws, crop_box, draw_masks
 from beit.data.fetch import WatchedReader
 from beit.data.index import FolderSource
+from beit.data.indexed import IndexedSource
 from beit.data.loader import LoaderSettings, training_batches
 from beit.data.order import locate
 from beit.data.pack import PackSettings, pack
-from beit.data.packed import PackedSource
 from beit.data.packed_folder import PackedFolder
 from beit.data.samples import Codes, Views
 from beit.data.sources import open_source
@@ -131,7 +131,7 @@ def enlarged(image: Image.Image, width: int, height: int) -> Image.Image:
     return resized.crop((left, top, left + width, top + height))
 
 
-def described(source: PackedSource) -> dict[str, Any]:
+def described(source: IndexedSource) -> dict[str, Any]:
     """Sizes of a source's pictures, in pixels and in bytes."""
     files = [source.read_bytes(index) for index in range(len(source))]
     return {
@@ -180,7 +180,7 @@ def assert_same_pictures(material: Material) -> None:
     assert torch.equal(live.patch_view, banked.patch_view)
 
 
-def identities(source: PackedSource) -> list[str]:
+def identities(source: IndexedSource) -> list[str]:
     """What the pictures are called, in order."""
     return [source.identity(index) for index in range(len(source))]
 
@@ -191,7 +191,7 @@ def apart(view: Tensor, image: Image.Image) -> Tensor:
 
 
 def batches(
-    source: PackedSource, views: ViewSettings, codes: Codes | None, size: int
+    source: IndexedSource, views: ViewSettings, codes: Codes | None, size: int
 ) -> Iterator[ImageBatch]:
     """Our micro-batches, made in this process."""
     settings = LoaderSettings(size, views=None if codes is None else 1)
@@ -200,7 +200,7 @@ def batches(
 
 def measured(material: Material, size: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each side: time, gain over the reference, and where our time goes."""
-    sources: dict[str, PackedSource] = {"files": material.files, **material.packs}
+    sources: dict[str, IndexedSource] = {"files": material.files, **material.packs}
     ours = {name: batches(source, BOTH, None, size) for name, source in sources.items()}
     for name, source in sources.items():
         ours[f"{name}, banked"] = batches(source, ENCODERS, material.codes, size)
@@ -249,7 +249,7 @@ def supply(rate: float, needed: int) -> dict[str, float]:
     }
 
 
-def stages(source: PackedSource, size: int, rounds: int) -> dict[str, float]:
+def stages(source: IndexedSource, size: int, rounds: int) -> dict[str, float]:
     """Milliseconds a picture of each stage by itself; the token view by difference."""
     keys = [Key(0, 0, index) for index in range(min(size, len(source)))]
     data = [source.read_bytes(key.index) for key in keys]

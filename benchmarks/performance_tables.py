@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aims
 from beit.report.tables import Table, markdown_table
 from harness import RESULTS
 
@@ -26,21 +27,29 @@ def main() -> None:
 
 def page(text: str) -> str:
     """The page with its tables made anew from the records there are."""
-    return _BLOCK.sub(_replaced, text)
+    named: set[str] = set()  # records whose commands already stand under a table
+    return _BLOCK.sub(lambda found: _replaced(found, named), text)
 
 
-def _replaced(found: "re.Match[str]") -> str:
+def _replaced(found: "re.Match[str]", named: set[str]) -> str:
     start, names, kind, end = found.groups()
     files = [RESULTS / f"{name}.json" for name in names.split(",")]
     there = [file for file in files if file.is_file()]
     if not there:
         return f"{start}\nNot measured yet: there is no record `{files[0].name}`.\n\n{end}"
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in there]
-    rows = [row for record in records for row in record["rows"]]
+    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in there}
+    rows = [
+        {**row, "record": name, "device": record["machine"]["device"]}
+        for name, record in records.items()
+        for row in record["rows"]
+    ]
     table = markdown_table(TABLES[kind](rows))
-    pairs = zip(records, there, strict=True)
-    sources = dict.fromkeys(source(record, file.name) for record, file in pairs)
-    return f"{start}\n{table}\n\n{'  '.join(sources)}\n\n{end}"
+    if named.issuperset(records):
+        sources = ["From the records named above."]
+    else:
+        sources = [source(record, f"{name}.json") for name, record in records.items()]
+    named.update(records)
+    return f"{start}\n{table}\n\n{'  '.join(dict.fromkeys(sources))}\n\n{end}"
 
 
 def source(record: Row, name: str) -> str:
@@ -53,14 +62,41 @@ def source(record: Row, name: str) -> str:
     )
 
 
+def summary(rows: list[Row]) -> Table:
+    """What has an aim, on a CPU and on a GPU side by side."""
+    cpu = [row for row in rows if row["device"] == "cpu"]
+    gpu = [row for row in rows if row["device"] != "cpu"]
+    lines = []
+    for name, wanted in aims.RATIOS.items():
+        found = [_first(side, "ratios", name, "median") for side in (cpu, gpu)]
+        lines.append([name, *_beside(found, wanted, "{:.2f}")])
+    for name, wanted in aims.SHARES_OF_PEAK.items():
+        found = [_first(side, "sides", name, "share of peak") for side in (cpu, gpu)]
+        lines.append([f"share of the peak: {name}", *_beside(found, wanted, "{:.0%}")])
+    return Table(["theirs / ours", "two CPU cores", "aim", "one H200", "aim"], lines)
+
+
+def _first(rows: list[Row], group: str, name: str, figure: str) -> float | None:
+    found: list[float] = [row[group][name][figure] for row in rows if name in row[group]]
+    return found[0] if found else None
+
+
+def _beside(found: list[float | None], wanted: tuple[float, float], form: str) -> list[str]:
+    cells = []
+    for figure, aim in zip(found, wanted, strict=True):
+        cells += ["not measured" if figure is None else form.format(figure), form.format(aim)]
+    return cells
+
+
 def steps(rows: list[Row]) -> Table:
-    """Times, rates and shares of the peak of every side."""
-    header = ["size", "step", "ms", "images/s", "GFLOP an image", "share of the peak, %"]
+    """Times, rates and shares of the peak of every side; "in" names the comparison."""
+    header = ["size", "in", "step", "ms", "images/s", "GFLOP an image", "share of the peak, %"]
     return Table(
         header,
         [
             [
                 row["size"],
+                row["record"].split("-")[1],
                 name,
                 f"{side['milliseconds']:,.0f}",
                 f"{side['images a second']:.2f}",
@@ -211,6 +247,7 @@ def profile(rows: list[Row]) -> Table:
 
 
 TABLES: dict[str, Callable[[list[Row]], Table]] = {
+    "summary": summary,
     "steps": steps,
     "ratios": ratios,
     "ideas": ideas,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import beit
+from beit.commands.planning.planning import PlanRequest, plan
 from beit.recipes.models import PretrainRecipe
-from beit.recipes.planning import PlanRequest, plan
 from harness import RESULTS, record
 
 

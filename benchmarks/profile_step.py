@@ -13,10 +13,10 @@ import torch
 from matplotlib.axes import Axes
 from torch.profiler import ProfilerActivity, profile
 
+from beit.commands.planning.calibration import synchronise
 from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
-from beit.recipes.calibration import synchronise
 from beit.report.canvas import BLUE, SMALL_SIZE, new_figure, quiet_axes, to_png
 from beit.tasks.pretrain import VisualTokens
 from beit.tokenizer.reading import TokenReader

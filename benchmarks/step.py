@@ -17,7 +17,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import aims
 from beit.batch import ImageBatch
+from beit.commands.assembly.build import Precision, choose_device, choose_precision
+from beit.commands.planning.calibration import Call, Shape, random_batch, step_on
 from beit.data.augment import prepare
 from beit.data.draws import MaskPlan
 from beit.data.views import ViewSettings
@@ -31,8 +34,6 @@ from beit.nn.heads import ClassifierHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import SizeName, encoder_config
 from beit.objectives.masked import masked_token_loss
-from beit.recipes.build import Precision, choose_device, choose_precision
-from beit.recipes.calibration import Call, Shape, random_batch, step_on
 from beit.tasks.classify import ClassifyTask
 from beit.tasks.pretrain import PretrainTask, VisualTokens
 from beit.tokenizer.config import dalle_config
@@ -57,12 +58,6 @@ CLASSES = 1000
 MASKED = 75 / 196  # of the places, in the paper
 BANKED = "ours, banked"
 EAGER = "ours, banked, not compiled"
-AIMS = {  # of issue and limits: name of the comparison -> (on a CPU, on a GPU)
-    "reference / ours, live tokens": (4.0, 2.2),
-    "reference / ours, banked tokens": (6.0, 3.2),
-    "transformers / ours, tokens given": (1.15, 1.6),
-    "timm compiled / ours": (1.05, 1.05),
-}
 
 
 class Setting(NamedTuple):
@@ -313,7 +308,7 @@ def measured(
     ratios = {
         name: {
             **times_faster(seconds[slow], seconds[fast]),
-            "aim": AIMS[name][column] if name in AIMS else None,
+            "aim": aims.RATIOS[name][column] if name in aims.RATIOS else None,
         }
         for name, (slow, fast) in pairs.items()
     }

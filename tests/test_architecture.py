@@ -31,14 +31,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {
         *("nn", "tokenizer", "objectives", "batch", "randomness", "pixels", "weights"),
     },
-    "recipes": {
+    "recipes": {"masking", "nn", "tokenizer"},
+    "commands": {
         *("nn", "tokenizer", "objectives", "batch", "engine", "data", "tasks", "evaluation"),
-        *("report", "masking", "randomness", "interop", "pixels", "weights"),
+        *("report", "masking", "randomness", "interop", "pixels", "weights", "recipes"),
     },
-    "cli": {"recipes", "report", "engine.distribution", "interop"},
-    "api": {"data", "engine.protocol", "nn", "recipes", "tokenizer"},
+    "cli": {"commands", "recipes", "report", "engine.distribution", "interop"},
+    "api": {"commands", "data", "engine.protocol", "nn", "recipes", "tokenizer"},
     "__main__": {"cli"},
 }
+
+# The parts of the commands' work: each knows those before it, and what lies beside them all.
+PARTS = ("assembly", "preparing", "training", "using", "sharing", "planning", "looking")
 
 
 def _room(path: Path) -> str:
@@ -71,6 +75,15 @@ def test_imports_point_down(path: Path) -> None:
             continue
         allowed = MAY_IMPORT[room]
         assert name in allowed or name.partition(".")[0] in allowed, f"{room} imports {name}"
+
+
+def test_parts_of_the_commands_know_those_before_them_alone() -> None:
+    for place, part in enumerate(PARTS):
+        for path in (PACKAGE / "commands" / part).glob("*.py"):
+            known = {name.split(".")[1] for name in _imports(path) if name.startswith("commands.")}
+            assert known <= {*PARTS[: place + 1]}, f"{path.name} of {part} imports {known}"
+    folders = {path.name for path in (PACKAGE / "commands").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == {*PARTS}
 
 
 def test_no_two_files_need_each_other() -> None:

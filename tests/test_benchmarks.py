@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from commands.recipe_runs import beit, pretraining
 from oracles.picture_zoo import scene
-from recipes.recipe_runs import beit, pretraining
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = ["--sizes", "digits", "--pixels", "32", "--batch", "2", "--rounds", "1", "--eager"]

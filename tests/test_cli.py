@@ -18,7 +18,7 @@ from beit.engine.failure import Diverged
 from beit.engine.signals import StoppedBySignal
 from beit.errors import UserError
 from beit.recipes import catalogue
-from recipes.recipe_runs import beit, pictures
+from commands.recipe_runs import beit, pictures
 
 PRETRAIN = ["pretrain", "digits", "--data", "digits", "--out", "TMP/run"]
 TOKENIZER = ["tokenizer", "digits", "--data", "digits", "--out", "TMP/run"]

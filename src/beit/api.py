@@ -7,37 +7,36 @@ from typing import Any, Literal, overload
 from torch import nn
 from torch.optim import Optimizer
 
+from beit.commands.assembly.stage import RunRequest
+from beit.commands.looking.comparing import compare
+from beit.commands.looking.reporting import write_report
+from beit.commands.planning.planning import PlanRequest
+from beit.commands.planning.planning import plan as _plan
+from beit.commands.sharing.publishing import push
+from beit.commands.training.classify import classify as _classify
+from beit.commands.training.pretrain import pretrain as _pretrain
+from beit.commands.training.segment import segment as _segment
+from beit.commands.training.tokenizer import train_tokenizer as _train_tokenizer
+from beit.commands.using.evaluating import evaluate
+from beit.commands.using.finished import load
+from beit.commands.using.inputs import inputs
+from beit.commands.using.predicting import Wishes
+from beit.commands.using.predicting import predict as _predict
+from beit.commands.using.probing import probe
 from beit.data.handed import pictures
 from beit.data.sources import GivenData, as_data
 from beit.engine.protocol import Hooks
 from beit.nn.encoder import Encoder
-from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PresetName, SizeName, encoder_config
-from beit.recipes import train
 from beit.recipes.catalogue import (
     Task,
     recipe_named,
     wanted_recipe,
     wanted_tokenizer_recipe,
 )
-from beit.recipes.classify import classify as _classify
-from beit.recipes.comparing import compare
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
-from beit.recipes.evaluating import evaluate
-from beit.recipes.finished import load
-from beit.recipes.inputs import inputs
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
-from beit.recipes.planning import PlanRequest
-from beit.recipes.planning import plan as _plan
-from beit.recipes.predicting import Wishes
-from beit.recipes.predicting import predict as _predict
-from beit.recipes.probing import probe
-from beit.recipes.publishing import push
-from beit.recipes.reporting import write_report
-from beit.recipes.segment import segment as _segment
-from beit.recipes.stage import RunRequest
-from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.protocol import Tokenizer
 
 __all__ = [
@@ -59,7 +58,6 @@ __all__ = [
     "write_report",
 ]
 
-Model = DiscreteVAE | MaskedImageModel
 OnRow = Callable[[dict[str, Any]], object]
 AfterStep = Callable[[nn.Module, int], object]
 MakeOptimiser = Callable[[list[dict[str, Any]]], Optimizer]
@@ -155,7 +153,7 @@ def train_tokenizer(
     wanted = wanted_tokenizer_recipe(recipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
-    return train.train_tokenizer(wanted, request)
+    return _train_tokenizer(wanted, request)
 
 
 def pretrain(  # noqa: PLR0913 - all but three by keyword
@@ -195,7 +193,7 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
     wanted = wanted_recipe(recipe, PretrainRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
     request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
-    return train.pretrain(wanted, request, tokenizer, bank, str(init))
+    return _pretrain(wanted, request, tokenizer, bank, str(init))
 
 
 def classify(  # noqa: PLR0913 - all but three by keyword
@@ -311,7 +309,8 @@ def plan(
         images: Pictures to train on; or
         data: where they are, to time their reading too.
         devices: That share a batch.
-        machine: "here" times real steps; other names are `beit.recipes.machines.MACHINES`.
+        machine: "here" times real steps; other names are those of
+            `beit.commands.planning.machines.MACHINES`.
         task: Whose recipe a name is, where several tasks have one; pre-training's by default.
         changes: Recipe fields by dotted name.
         seconds: That timing steps may take, roughly.

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beit.commands.looking.inspection import check_data, data_info
 from beit.data.check import check, info
 from beit.data.sources import open_source
-from beit.recipes.inspection import check_data, data_info
 from oracles.picture_zoo import saved, scene, zoo
 
 

@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.data.arrays import ArraySource
 from beit.data.check import info
 from beit.data.labels import choose_labels
 from beit.data.loader import LoaderSettings, training_batches
-from beit.data.named import ArraySource
 from beit.data.order import locate
 from beit.data.packed_folder import PackedFolder
 from beit.data.sources import Source, open_source

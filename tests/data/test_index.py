@@ -14,7 +14,7 @@ from PIL import Image
 from beit.data import cache, formats, index
 from beit.data.index import FolderSource
 from beit.data.layout import LayoutBuilder
-from beit.data.naming import PackedNames, printable
+from beit.data.path_names import PackedNames, printable
 from beit.data.remarks import remarks
 from beit.data.sources import open_source
 from beit.errors import UserError

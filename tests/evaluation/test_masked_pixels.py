@@ -84,7 +84,7 @@ def test_equals_the_slow_version() -> None:
     generator = torch.Generator().manual_seed(1)
     parts = [_part(generator, count) for count in (4, 3, 2)]
     found = _evaluate(parts)
-    assert found.as_dict() == pytest.approx({**slow_evaluation(parts), "pictures": 9}, rel=1e-6)
+    assert found.metrics() == pytest.approx({**slow_evaluation(parts), "pictures": 9}, rel=1e-6)
 
 
 def test_the_split_into_batches_changes_nothing() -> None:
@@ -96,8 +96,8 @@ def test_the_split_into_batches_changes_nothing() -> None:
         views = predicted[part], true[part]
         batch = ImageBatch(whole.index[part], whole.epoch[part], *views, masks=masks)
         apart.append((batch, true[part], predicted[part]))
-    together = _evaluate([(whole, true, predicted)]).as_dict()
-    assert _evaluate(apart).as_dict() == pytest.approx(together, rel=1e-12)
+    together = _evaluate([(whole, true, predicted)]).metrics()
+    assert _evaluate(apart).metrics() == pytest.approx(together, rel=1e-12)
 
 
 def test_nothing_visible_is_guessed_to_be_the_mean_colour() -> None:

@@ -115,7 +115,7 @@ def test_equals_the_slow_version(parts: list[tuple[ImageBatch, Tensor, Tensor]])
     assert found.pictures == 9
     saved = (found.marginal_entropy - found.loss) / math.log(2)
     assert found.bits_saved == pytest.approx(saved)
-    assert found.as_dict()["accuracy"] == found.accuracy
+    assert found.metrics()["accuracy"] == found.accuracy
 
 
 def test_the_split_into_batches_changes_nothing() -> None:
@@ -130,7 +130,7 @@ def test_the_split_into_batches_changes_nothing() -> None:
         )
         halves.append((batch, codes[part], logits[part]))
     together, apart = _evaluate([(whole, codes, logits)]), _evaluate(halves)
-    assert together.as_dict() == pytest.approx(apart.as_dict())
+    assert together.metrics() == pytest.approx(apart.metrics())
 
 
 def test_a_perfect_prediction_saves_the_whole_entropy(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from beit.commands.sharing.graphs import real_pictures
 from beit.interop.dalle import read_dalle
 from beit.interop.infer import Hints
 from beit.interop.linear_probes import LinearProbes
@@ -24,7 +25,6 @@ from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.segmenter import build_segmenter
-from beit.recipes.graphs import real_pictures
 from beit.tokenizer.dvae import map_pixels
 from interop.backbone_files import LAYOUTS, saved
 from interop.dalle_modules import save_models

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import beit
 from beit.cli import main
+from beit.commands.assembly.saved_models import save_masked_image_model
 from beit.interop.models import read_model
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
-from beit.recipes.saved_models import save_masked_image_model
 from beit.tokenizer.dvae import DiscreteVAE, map_pixels
 from interop.dalle_modules import save_models
 from interop.interop_models import every_patch, hub_model, randomise, timm_model, vit_model

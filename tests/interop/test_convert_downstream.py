@@ -17,6 +17,8 @@ from torch import Tensor
 
 import beit
 from beit.cli import main
+from beit.commands.assembly.saved_models import save_classifier, save_segmenter
+from beit.commands.using.finished import read_finished
 from beit.errors import UserError
 from beit.interop.linear_probes import read_probes
 from beit.interop.models import read_model
@@ -26,8 +28,6 @@ from beit.nn.decoder_config import PYRAMID, DecoderConfig, default_pyramid
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import Segmenter, build_segmenter
-from beit.recipes.finished import read_finished
-from beit.recipes.saved_models import save_classifier, save_segmenter
 from interop.interop_models import HEADS, hub_model, randomise, timm_model
 
 LABELS = ("tench", "cock", "gar", "pelican", "lynx")

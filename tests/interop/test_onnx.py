@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from beit.cli import main
+from beit.commands.assembly.saved_models import save_classifier
+from beit.commands.sharing.graphs import real_pictures
 from beit.errors import UserError
 from beit.interop import onnx
 from beit.nn.classifier import Classifier
@@ -22,8 +24,6 @@ from beit.nn.decoder_config import DecoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
 from beit.nn.segmenter import build_segmenter
-from beit.recipes.graphs import real_pictures
-from beit.recipes.saved_models import save_classifier
 from interop.interop_models import randomise
 
 LABELS = ("zero", "one", "two")

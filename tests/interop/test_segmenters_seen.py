@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 import beit
+from beit.commands.sharing.conversion import convert
+from beit.commands.training.segment import settings_of
+from beit.commands.using.finished import read_finished
 from beit.errors import UserError
 from beit.interop.onnx import metadata_of
 from beit.nn.segmenter import Segmenter
-from beit.recipes.conversion import convert
-from beit.recipes.finished import read_finished
-from beit.recipes.segment import settings_of
-from recipes.fine_tuning_runs import SEGMENT, halves
+from commands.fine_tuning_runs import SEGMENT, halves
 
 PLACES = {"reference": "there.pth", "transformers": "there"}
 

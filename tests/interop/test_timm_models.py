@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.commands.assembly.initial import Initial, Start
 from beit.errors import UserError
 from beit.interop import hub, timm_models
 from beit.interop.models import ForeignModel
 from beit.interop.normalisation import HALF, IMAGENET, Normalisation, fold, normalisation_from
 from beit.interop.timm_models import from_module, read_timm
 from beit.nn.heads import ClassifierHead
-from beit.recipes.initial import Initial, Start
 from interop.backbone_files import LAYOUTS, prefixed, saved
 from interop.interop_models import HEADS, randomise, timm_model, vit_model
 

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
+from beit.commands.looking.inspection import show_recipe
 from beit.recipes.catalogue import list_recipes
-from beit.recipes.inspection import show_recipe
 from beit.recipes.named_downstream import CLASSIFY, SEGMENT, classify_recipe, segment_recipe
-from recipes.recipe_runs import beit
+from commands.recipe_runs import beit
 
 IMAGENET_1K = 1_281_167
 # name: rate, epochs, warm-up, batch, layer decay, drop path, weight decay, mixup, cutmix

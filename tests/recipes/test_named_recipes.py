@@ -5,14 +5,14 @@ from dataclasses import fields
 
 import pytest
 
+from beit.commands.looking.inspection import show_recipe
 from beit.data.views import ViewSettings
 from beit.recipes.catalogue import list_recipes
-from beit.recipes.inspection import show_recipe
 from beit.recipes.models import PretrainRecipe, RelaxationRecipe, TokenizerRecipe, ViewRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
 from beit.recipes.overrides import dotted_names, replace
 from beit.tasks.tokenize import TokenizeSettings
-from recipes.recipe_runs import beit
+from commands.recipe_runs import beit
 
 IMAGENET_1K = 1_281_167
 

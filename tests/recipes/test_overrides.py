@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from beit.commands.assembly.checks import refuse_other_recipe
+from beit.commands.assembly.stage import earlier_fingerprints, recipe_fingerprint
 from beit.errors import UserError
-from beit.recipes.checks import refuse_other_recipe
 from beit.recipes.models import PretrainRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe, segment_recipe
@@ -27,7 +28,6 @@ from beit.recipes.overrides import (
     replace,
     validated,
 )
-from beit.recipes.stage import earlier_fingerprints, recipe_fingerprint
 
 RECIPE = pretrain_recipe("digits")
 BETWEEN = "74509234e283054f"  # the hash of a recipe that a few versions gave

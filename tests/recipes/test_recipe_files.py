@@ -13,7 +13,7 @@ from beit.files import sha256_of
 from beit.recipes.catalogue import recipe_named, wanted_tokenizer_recipe
 from beit.recipes.named import pretrain_recipe
 from beit.recipes.recipe_files import recipe_in
-from recipes.recipe_runs import beit, pretraining
+from commands.recipe_runs import beit, pretraining
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def _nobody_reads() -> int:
 
 def _ours(error: Exception) -> int:
     """Tell a failure that is not the user's: in a sentence where that says it all."""
-    from beit.recipes.failures import sentence_of
+    from beit.commands.failures import sentence_of
 
     sentence = sentence_of(error)
     if sentence is not None:

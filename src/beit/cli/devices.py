@@ -24,6 +24,13 @@ def add_devices(command: Parser) -> None:
     )
 
 
+def device_of(options: argparse.Namespace) -> str | None:
+    """The device that a command line asks for, in so many words or by a number of processes."""
+    if options.device is not None:
+        return str(options.device)
+    return "cuda" if options.gpus else "cpu" if options.processes else None
+
+
 def launched(options: argparse.Namespace) -> bool:
     """Start the ranks when several are asked for; true in the parent, which has then waited."""
     count = options.processes if options.gpus is None else options.gpus

@@ -76,13 +76,13 @@ def _compare(commands: Any) -> None:
 
 
 def _run_demo(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.demo import demo
+    from beit.commands.demo import demo
 
     return demo(options.data, Path(options.out), seed=options.seed, resume=options.resume)
 
 
 def _run_data(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.inspection import check_data, data_info
+    from beit.commands.looking.inspection import check_data, data_info
 
     if options.action == "info":
         return data_info(options.data, options.split)
@@ -102,13 +102,13 @@ def _run_recipes_list(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_recipes_show(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.inspection import show_recipe
+    from beit.commands.looking.inspection import show_recipe
 
     return show_recipe(options.recipe, options.overrides, task=options.task, quiet=options.json)
 
 
 def _run_report(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.reporting import write_report
+    from beit.commands.looking.reporting import write_report
 
     page = write_report(options.run_folder, options.data)
     if not options.json:
@@ -117,6 +117,6 @@ def _run_report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_compare(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.comparing import compare
+    from beit.commands.looking.comparing import compare
 
     return compare(options.runs, quiet=options.json)

@@ -57,8 +57,8 @@ def _run_plan(options: argparse.Namespace) -> dict[str, Any]:
 
     _, named = recipe_named(options.recipe, options.task)
     recipe = apply_overrides(named, options.overrides, flags(options))
-    from beit.recipes.plan_text import plan_text
-    from beit.recipes.planning import PlanRequest, plan
+    from beit.commands.planning.plan_text import plan_text
+    from beit.commands.planning.planning import PlanRequest, plan
 
     found = plan(
         recipe,

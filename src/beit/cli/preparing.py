@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import OVERRIDES, RECIPES, SOURCES, add_command, flags
-from beit.cli.devices import add_devices, launched
+from beit.cli.devices import add_devices, device_of, launched
 from beit.errors import UserError
 
 
@@ -59,7 +59,7 @@ def add_pack(actions: Any) -> None:
 
 
 def _run_pack(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.packing import PackSettings, pack_data
+    from beit.commands.preparing.packing import PackSettings, pack_data
 
     settings = PackSettings(options.short_side, options.quality, options.shard_size)
     return pack_data(options.data, Path(options.out), settings, options.workers)
@@ -76,8 +76,8 @@ def _run_bank(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(named, options.overrides, flags(options))
     if launched(options):
         return None
-    from beit.recipes.banking import make_bank
-    from beit.recipes.stage import RunRequest, device_of
+    from beit.commands.assembly.stage import RunRequest
+    from beit.commands.preparing.banking import make_bank
 
     request = RunRequest(options.data, Path(options.out), device=device_of(options))
     return make_bank(recipe, request, options.tokenizer, options.bank_views)

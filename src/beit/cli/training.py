@@ -1,11 +1,15 @@
 """Commands that train."""
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from beit.cli.arguments import OVERRIDES, PAIRS, RECIPES, SOURCES, Parser, add_command, flags
-from beit.cli.devices import add_devices, launched
+from beit.cli.devices import add_devices, device_of, launched
 from beit.cli.preparing import add_bank
+
+if TYPE_CHECKING:
+    from beit.commands.assembly.stage import RunRequest
 
 
 def add(commands: Any) -> None:
@@ -76,10 +80,9 @@ def _run_tokenizer(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(named, options.overrides, flags(options))
     if launched(options):
         return None
-    from beit.recipes.stage import RunRequest
-    from beit.recipes.train import train_tokenizer
+    from beit.commands.training.tokenizer import train_tokenizer
 
-    return train_tokenizer(recipe, RunRequest.from_options(options))
+    return train_tokenizer(recipe, request_of(options))
 
 
 def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -92,10 +95,9 @@ def _run_pretrain(options: argparse.Namespace) -> dict[str, Any] | None:
     )
     if launched(options):
         return None
-    from beit.recipes.stage import RunRequest
-    from beit.recipes.train import pretrain
+    from beit.commands.training.pretrain import pretrain
 
-    request = RunRequest.from_options(options)
+    request = request_of(options)
     return pretrain(recipe, request, options.tokenizer, options.bank, options.init)
 
 
@@ -108,10 +110,9 @@ def _run_classify(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(wanted_recipe(options.recipe, ClassifyRecipe), words, flags(options))
     if launched(options):
         return None
-    from beit.recipes.classify import classify
-    from beit.recipes.stage import RunRequest
+    from beit.commands.training.classify import classify
 
-    return classify(recipe, RunRequest.from_options(options), options.init)
+    return classify(recipe, request_of(options), options.init)
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -123,10 +124,9 @@ def _run_segment(options: argparse.Namespace) -> dict[str, Any] | None:
     recipe = apply_overrides(wanted_recipe(options.recipe, SegmentRecipe), words, flags(options))
     if launched(options):
         return None
-    from beit.recipes.segment import segment
-    from beit.recipes.stage import RunRequest
+    from beit.commands.training.segment import segment
 
-    return segment(recipe, RunRequest.from_options(options), options.init)
+    return segment(recipe, request_of(options), options.init)
 
 
 def _shorthand(options: argparse.Namespace) -> list[str]:
@@ -137,3 +137,11 @@ def _shorthand(options: argparse.Namespace) -> list[str]:
     if options.patience is not None:
         words.append(f"--patience={options.patience}")
     return words
+
+
+def request_of(options: argparse.Namespace) -> "RunRequest":
+    """What is asked of a run beside its recipe."""
+    from beit.commands.assembly.stage import RunRequest
+
+    out, device = Path(options.out), device_of(options)
+    return RunRequest(options.data, out, options.resume, options.accept_changed_data, device)

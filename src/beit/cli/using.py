@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.cli.arguments import PAIRS, SOURCES, Parser, add_command, unexpected
-from beit.cli.devices import add_devices, launched
+from beit.cli.devices import add_devices, device_of, launched
 from beit.errors import UserError
 
 MODELS = (
@@ -159,9 +159,8 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
             raise UserError(unexpected(word, options))
     if launched(options):
         return None
-    from beit.recipes.evaluating import evaluate
+    from beit.commands.using.evaluating import evaluate
     from beit.recipes.overrides import changes_of
-    from beit.recipes.stage import device_of
 
     return evaluate(
         options.model,
@@ -176,7 +175,7 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.predicting import Wishes, predict
+    from beit.commands.using.predicting import Wishes, predict
 
     out = None if options.out is None else Path(options.out)
     wishes = Wishes(options.top, options.lines, out, _dense(options), keep=options.json)
@@ -184,7 +183,7 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_probe(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.probing import probe
+    from beit.commands.using.probing import probe
 
     return probe(
         options.model,
@@ -200,7 +199,7 @@ def _run_probe(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.conversion import Options, convert
+    from beit.commands.sharing.conversion import Options, convert
 
     size = None if options.image_size is None else (options.image_size[0], options.image_size[1])
     wanted = Options(
@@ -220,7 +219,7 @@ def _run_convert(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_push(options: argparse.Namespace) -> dict[str, Any]:
-    from beit.recipes.publishing import push
+    from beit.commands.sharing.publishing import push
 
     result = push(
         options.run_folder,

@@ -104,7 +104,8 @@ def decode_pixels(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> "Tensor":
     """What `decode` gives, as (3, H, W) uint8 in (H, W, 3) memory, which resizing likes best.
 
     A JPEG is decoded straight into it by torchvision, by the same rules and in less time; whatever
-    torchvision refuses, and every other file, is Pillow's. Departure: not by Pillow alone, as was planned.
+    torchvision refuses, and every other file, is Pillow's. Departure: the first plan was Pillow
+    alone.
 
     Raises:
         BadPicture: The file is refused; the reason says why.

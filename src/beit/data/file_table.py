@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.data.decode import BadPicture, read_bytes
-from beit.data.naming import PackedNames, printable
+from beit.data.path_names import PackedNames, printable
 from beit.errors import UserError
 from beit.files import atomic_write_bytes
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.data.arrays import ArraySource
 from beit.data.decode import BadPicture, of_pillow
-from beit.data.files import named_files
+from beit.data.file_list import named_files
 from beit.data.handed import pictures
-from beit.data.named import ArraySource
 from beit.errors import UserError
 
 Given = str | Path | Image.Image | NDArray[np.uint8] | ArraySource

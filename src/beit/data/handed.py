@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.data.arrays import ArraySource
 from beit.data.decode import BadPicture
+from beit.data.indexed import Split
 from beit.data.layout import hash_of, held_out
-from beit.data.named import ArraySource
-from beit.data.packed import Split
 from beit.data.protocol import Source
 from beit.data.subset import Subset
 from beit.errors import UserError

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.decode import BadPicture, decode, read_bytes
+from beit.data.indexed import Split
 from beit.data.layout import hash_of, held_out
-from beit.data.naming import encode_path
-from beit.data.packed import Split
 from beit.data.part_names import HELD_OUT, TRAINING, first_of
+from beit.data.path_names import encode_path
 from beit.errors import UserError
 
 

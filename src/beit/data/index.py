@@ -30,10 +30,10 @@ from beit.data.cache import (
 from beit.data.decode import read_bytes
 from beit.data.file_table import FileTable
 from beit.data.formats import counted, foreign_suffix, picture_suffix, readable, way_out
+from beit.data.indexed import IndexedSource, Split
 from beit.data.layout import Layout, LayoutBuilder
-from beit.data.naming import PackedNames, printable
-from beit.data.packed import PackedSource, Split
 from beit.data.part_names import HELD_OUT
+from beit.data.path_names import PackedNames, printable
 from beit.errors import UserError
 
 _VERSION = 3  # 2: times of the files; 3: which folders are parts, what is left out
@@ -165,7 +165,7 @@ def _entries(root: bytes, relative: bytes, foreign: Counter[str]) -> list[_Entry
     return found
 
 
-class FolderSource(PackedSource):
+class FolderSource(IndexedSource):
     """The pictures below a folder: flat, nested, or a folder a class."""
 
     def __init__(self, root: bytes, split: Split, *, rescan: bool = False) -> None:

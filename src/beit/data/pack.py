@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from beit.data.cache import save_array
 from beit.data.decode import BadPicture, decode
 from beit.data.fetch import Fetching, WatchedReader, fetch
+from beit.data.indexed import IndexedSource
 from beit.data.layout import LayoutBuilder
-from beit.data.packed import PackedSource
 from beit.data.packed_folder import INDEX, MANIFEST, SHARD_SIZES, VERSION, shard_name
 from beit.data.sources import HasBytes, Source
 from beit.errors import UserError
@@ -282,7 +282,7 @@ def _member(source: Source, index: int) -> str:
 
 
 def _name(source: Source, index: int) -> bytes:
-    if isinstance(source, PackedSource):
+    if isinstance(source, IndexedSource):
         return source.path(index)
     return source.identity(index).encode("utf-8", "backslashreplace")
 

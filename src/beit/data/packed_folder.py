@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from beit.data.cache import load_meta, open_array
 from beit.data.decode import BadPicture
 from beit.data.file_table import FileTable
-from beit.data.naming import printable
-from beit.data.packed import Split
+from beit.data.indexed import Split
+from beit.data.path_names import printable
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 

@@ -13,8 +13,8 @@ from PIL import Image
 from beit.data.decode import BadPicture, decode_classes, upright_size
 from beit.data.file_table import FileTable, joined
 from beit.data.index import FolderSource
-from beit.data.naming import encode_path, printable
 from beit.data.part_names import TEST, TRAINING, VALIDATION
+from beit.data.path_names import encode_path, printable
 from beit.errors import UserError
 
 PairSplit = Literal["train", "val", "test"]

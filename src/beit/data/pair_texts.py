@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from beit.data.naming import printable
+from beit.data.path_names import printable
 from beit.errors import UserError
 
 Palette = tuple[tuple[int, int, int], ...]  # red, green, blue of each class

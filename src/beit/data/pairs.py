@@ -25,9 +25,9 @@ from beit.data.file_table import FileTable
 from beit.data.handed import Handed
 from beit.data.handed_pairs import handed_pairs
 from beit.data.mask_survey import MaskSurveys, Survey
-from beit.data.naming import encode_path, printable
 from beit.data.pair_files import FolderPairs, PairSplit, pair_folders
 from beit.data.pair_texts import Palette, classes_of_file, palette_of_file
+from beit.data.path_names import encode_path, printable
 from beit.data.sources import Data, Source
 from beit.errors import UserError
 

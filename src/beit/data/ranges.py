@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from beit.data.decode import FILE_LIMIT, BadPicture
-from beit.data.packed import PackedSource
+from beit.data.indexed import IndexedSource
 
 _OPEN_FILES = 64  # file descriptors a process keeps
 
 
-class RangeSource(PackedSource):
+class RangeSource(IndexedSource):
     """A packed source whose arrays `shard` and `start` say where each picture begins."""
 
     def shard_path(self, shard: int) -> bytes:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from beit.data.formats import counted, way_out
-from beit.data.naming import printable
-from beit.data.packed import PackedSource
+from beit.data.indexed import IndexedSource
 from beit.data.part_names import TEST
+from beit.data.path_names import printable
 from beit.data.sources import Source, labels_of
 
 _FEW = 5  # names that are told
@@ -16,7 +16,7 @@ def remarks(source: Source) -> list[str]:
 
     A folder of test pictures is meant to be left alone, and not spoken of.
     """
-    if not isinstance(source, PackedSource):
+    if not isinstance(source, IndexedSource):
         return []
     found = []
     tests = {name.decode() for name in TEST}

@@ -32,10 +32,10 @@ from beit.data.cache import (
 )
 from beit.data.file_table import FileTable
 from beit.data.formats import foreign_suffix, picture_suffix, readable
+from beit.data.indexed import Split
 from beit.data.layout import Layout, LayoutBuilder
-from beit.data.naming import printable
-from beit.data.packed import Split
 from beit.data.part_names import PARTS, TRAINING
+from beit.data.path_names import printable
 from beit.data.ranges import RangeSource
 from beit.errors import UserError
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from beit.data.handed import Handed, handed
 from beit.data.index import FolderSource, NoPicture
-from beit.data.naming import encode_path, printable
-from beit.data.packed import Split
+from beit.data.indexed import Split
 from beit.data.packed_folder import PackedFolder, is_packed_folder
+from beit.data.path_names import encode_path, printable
 from beit.data.protocol import HasBytes, KnowsLabels, Source, labels_of
 from beit.data.shards import ShardSource, find_shards, other_folder
 from beit.errors import UserError
@@ -71,7 +71,7 @@ def open_source(spec: Data, split: Split, *, rescan: bool = False) -> Source:
     if os.path.lexists(path):
         return _open_path(path, split, rescan=rescan)
     if scheme == "digits" and not rest:
-        from beit.data.named import digits
+        from beit.data.arrays import digits
 
         return digits(split)
     if scheme == "torchvision" and rest:

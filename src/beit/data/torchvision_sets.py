@@ -14,8 +14,8 @@ from PIL import Image
 
 from beit.data.cache import cache_folder
 from beit.data.decode import BadPicture, decode, read_bytes, to_rgb
+from beit.data.indexed import Split
 from beit.data.layout import hash_of, held_out
-from beit.data.packed import Split
 from beit.errors import UserError
 
 

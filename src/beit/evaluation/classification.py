@@ -7,7 +7,9 @@ confidence; the tests hold these figures against them.
 Legend: B pictures, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,17 @@ class ClassificationReport:
             "mean_class_accuracy": self.mean_class_accuracy,
             "calibration_error": self.calibration_error,
             "pictures": float(self.pictures),
+        }
+
+    def whole(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Everything as plain data, class by class under (C,) names."""
+        return {
+            **self.metrics(),
+            "pictures": self.pictures,
+            "labels": list(labels),
+            "per_class": [None if value != value else value for value in self.per_class.tolist()],
+            "per_class_pictures": self.per_class_pictures.tolist(),
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
         }
 
 

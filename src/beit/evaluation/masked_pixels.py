@@ -30,7 +30,7 @@ class MaskedPixels:
     neighbour_copy_loss: float  # of the nearest visible patch
     explained: float  # share of the constant loss that is gone: 1 - loss / constant_loss
 
-    def as_dict(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The values by name, for a metrics file or a table."""
         return asdict(self)
 

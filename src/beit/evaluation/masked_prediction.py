@@ -33,7 +33,7 @@ class MaskedPrediction:
     most_frequent_accuracy: float  # always the most frequent code
     neighbour_copy_accuracy: float  # the code of the nearest visible patch
 
-    def as_dict(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The values by name, for a metrics file or a table."""
         return asdict(self)
 

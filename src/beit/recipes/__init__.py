@@ -1,1 +1,1 @@
-"""Recipes: what to train, as frozen values, and the one place where objects are put together."""
+"""Recipes: what to train, as frozen values, their names, and how fields are set."""

@@ -1,0 +1,1 @@
+"""Weights in other people's formats, graphs, and folders for the hub."""

@@ -1,0 +1,1 @@
+"""The four trainings: tokenizer and pre-training, classification, segmentation."""

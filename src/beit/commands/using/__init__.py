@@ -1,0 +1,1 @@
+"""What is done with a finished model: measuring, predicting, probing, taking it up in Python."""
