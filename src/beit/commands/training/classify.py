@@ -12,9 +12,14 @@ from beit.commands.assembly.build import INITIALISATION_STREAM, choose_device, v
 from beit.commands.assembly.initial import Start, start_from
 from beit.commands.assembly.run_files import EVALUATION
 from beit.commands.assembly.saved_models import save_classifier
-from beit.commands.assembly.stage import RunRequest, Stage, open_stage
+from beit.commands.assembly.stage import (
+    EVALUATION_BATCH,
+    RunRequest,
+    Stage,
+    open_stage,
+    take_average,
+)
 from beit.commands.training.best import BestWatch
-from beit.commands.training.train import EVALUATION_BATCH, take_average
 from beit.data.labels import check_classes, choose_labels
 from beit.data.remarks import remarks, unmeasured_classes
 from beit.data.sources import Data, Source, open_parts

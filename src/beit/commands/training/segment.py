@@ -21,9 +21,14 @@ from beit.commands.assembly.build import (
 from beit.commands.assembly.initial import Start, start_from
 from beit.commands.assembly.run_files import EVALUATION
 from beit.commands.assembly.saved_models import refuse_unsavable, save_segmenter
-from beit.commands.assembly.stage import BAD_VALIDATION_PICTURES, RunRequest, Stage, open_stage
+from beit.commands.assembly.stage import (
+    BAD_VALIDATION_PICTURES,
+    RunRequest,
+    Stage,
+    open_stage,
+    take_average,
+)
 from beit.commands.training.best import BestWatch
-from beit.commands.training.train import take_average
 from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
 from beit.data.loader import pair_batches, whole_pairs
 from beit.data.pair_files import look_again
