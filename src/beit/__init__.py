@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beit.api import (
+        bank,
         classify,
         compare,
+        convert,
         encoder,
         evaluate,
         inputs,
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "bank",
     "classify",
     "compare",
+    "convert",
     "encoder",
     "evaluate",
     "inputs",

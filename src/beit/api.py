@@ -12,6 +12,9 @@ from beit.commands.looking.comparing import compare
 from beit.commands.looking.reporting import write_report
 from beit.commands.planning.planning import PlanRequest
 from beit.commands.planning.planning import plan as _plan
+from beit.commands.preparing.banking import make_bank
+from beit.commands.sharing.conversion import DIGITS, Format, Options
+from beit.commands.sharing.conversion import convert as _convert
 from beit.commands.sharing.publishing import push
 from beit.commands.training.classify import classify as _classify
 from beit.commands.training.pretrain import pretrain as _pretrain
@@ -40,8 +43,10 @@ from beit.recipes.overrides import replace
 from beit.tokenizer.protocol import Tokenizer
 
 __all__ = [
+    "bank",
     "classify",
     "compare",
+    "convert",
     "encoder",
     "evaluate",
     "inputs",
@@ -125,12 +130,14 @@ def encoder(
     return Encoder(encoder_config(size, preset, *sides, **explicit))
 
 
-def train_tokenizer(
+def train_tokenizer(  # noqa: PLR0913 - all but three by keyword
     recipe: str | Path | TokenizerRecipe,
     data: GivenData,
     out: str | Path,
     *,
+    changes: Mapping[str, Any] | None = None,
     resume: bool = False,
+    accept_changed_data: bool = False,
     device: str | None = None,
     on_row: OnRow | None = None,
     after_step: AfterStep | None = None,
@@ -144,7 +151,9 @@ def train_tokenizer(
         data: A folder of pictures, or any other source the command line takes; or an object: see
             `pictures`.
         out: The run folder.
+        changes: Recipe fields by dotted name.
         resume: Go on with the run in it.
+        accept_changed_data: Go on although the pictures are others now.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
         after_step: Called with the task and the number of each step that was made.
@@ -152,8 +161,8 @@ def train_tokenizer(
     """
     wanted = wanted_tokenizer_recipe(recipe)
     hooks = Hooks(on_row, after_step, optimiser)
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
-    return _train_tokenizer(wanted, request)
+    request = RunRequest(as_data(data), Path(out), resume, accept_changed_data, device, hooks)
+    return _train_tokenizer(replace(wanted, changes or {}), request)
 
 
 def pretrain(  # noqa: PLR0913 - all but three by keyword
@@ -164,7 +173,9 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
     tokenizer: str | Path | Tokenizer | None = None,
     bank: str | Path | None = None,
     init: str | Path = "none",
+    changes: Mapping[str, Any] | None = None,
     resume: bool = False,
+    accept_changed_data: bool = False,
     device: str | None = None,
     on_row: OnRow | None = None,
     after_step: AfterStep | None = None,
@@ -184,7 +195,9 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
         bank: A token bank; it brings its tokenizer.
         init: A model to go on from, with its tokenizer if that lies beside it; "none" for fresh
             weights.
+        changes: Recipe fields by dotted name.
         resume: Go on with the run in `out`.
+        accept_changed_data: Go on although the pictures are others now.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
         after_step: Called with the task and the number of each step that was made.
@@ -192,8 +205,34 @@ def pretrain(  # noqa: PLR0913 - all but three by keyword
     """
     wanted = wanted_recipe(recipe, PretrainRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
-    return _pretrain(wanted, request, tokenizer, bank, str(init))
+    request = RunRequest(as_data(data), Path(out), resume, accept_changed_data, device, hooks)
+    return _pretrain(replace(wanted, changes or {}), request, tokenizer, bank, str(init))
+
+
+def bank(
+    recipe: str | Path | PretrainRecipe,
+    data: GivenData,
+    out: str | Path,
+    *,
+    tokenizer: str | Path,
+    views: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Compute the visual tokens of all views of a pre-training once, as `beit bank`.
+
+    Args:
+        recipe: That of the pre-training: a name, a run folder or .yaml file, or a recipe.
+        data: Its pictures.
+        out: A folder for the bank; one that was interrupted is gone on with.
+        tokenizer: The run folder of a trained tokenizer, or DALL-E's `encoder.pkl`.
+        views: Views of each picture, used again in turn; by default a new one each epoch.
+        changes: Recipe fields by dotted name.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
+    """
+    wanted = replace(wanted_recipe(recipe, PretrainRecipe), changes or {})
+    request = RunRequest(as_data(data), Path(out), device=device)
+    return make_bank(wanted, request, tokenizer, views)
 
 
 def classify(  # noqa: PLR0913 - all but three by keyword
@@ -204,6 +243,7 @@ def classify(  # noqa: PLR0913 - all but three by keyword
     init: str | Path,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
+    accept_changed_data: bool = False,
     device: str | None = None,
     on_row: OnRow | None = None,
     after_step: AfterStep | None = None,
@@ -218,6 +258,7 @@ def classify(  # noqa: PLR0913 - all but three by keyword
         init: What to start from: a run, a model folder, a weight file, timm:NAME, or "none".
         changes: Recipe fields by dotted name.
         resume: Go on with the run in `out`.
+        accept_changed_data: Go on although the pictures are others now.
         device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         on_row: Called with each row of metrics once it is logged, as for a tracker of one's own.
         after_step: Called with the task and the number of each step that was made.
@@ -225,7 +266,7 @@ def classify(  # noqa: PLR0913 - all but three by keyword
     """
     wanted = wanted_recipe(recipe, ClassifyRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
+    request = RunRequest(as_data(data), Path(out), resume, accept_changed_data, device, hooks)
     return _classify(replace(wanted, changes or {}), request, str(init))
 
 
@@ -237,6 +278,7 @@ def segment(  # noqa: PLR0913 - all but three by keyword
     init: str | Path,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
+    accept_changed_data: bool = False,
     device: str | None = None,
     on_row: OnRow | None = None,
     after_step: AfterStep | None = None,
@@ -248,19 +290,18 @@ def segment(  # noqa: PLR0913 - all but three by keyword
     """
     wanted = wanted_recipe(recipe, SegmentRecipe)
     hooks = Hooks(on_row, after_step, optimiser)
-    request = RunRequest(as_data(data), Path(out), resume=resume, device=device, hooks=hooks)
+    request = RunRequest(as_data(data), Path(out), resume, accept_changed_data, device, hooks)
     return _segment(replace(wanted, changes or {}), request, str(init))
 
 
 def predict(
-    spec: str | Path,
+    model: str | Path,
     pictures: str | Path | Sequence[str | Path],
-    wishes: Wishes | None = None,
-    device: str | None = None,
     *,
     top: int = 1,
     out: str | Path | None = None,
     dense: Mapping[str, Any] | None = None,
+    device: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """What a classifier or a segmenter says of pictures, as `beit predict`.
@@ -269,14 +310,13 @@ def predict(
         found["predictions"][0]  # {"picture": ..., "labels": [{"label": ..., "probability": ...}]}
 
     Args:
-        spec: A run, a model folder, `hf://owner/name` or other people's weights.
+        model: A run, a model folder, `hf://owner/name` or other people's weights.
         pictures: A file, a folder or a pattern such as `photos/*.jpg`, or several of them.
             A picture named twice, also by way of a link, is looked at once.
-        wishes: All that follows in one value, and in its place.
-        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         top: Classes of each picture, the likeliest first.
         out: A folder for masks and overlays; segmenters need one.
         dense: Changes to how a segmenter looks at whole pictures: mode, scales, flip.
+        device: "cpu", "cuda" or "cuda:N"; the best there is by default.
         quiet: Print nothing but what cannot be read.
 
     Returns:
@@ -287,8 +327,42 @@ def predict(
         UserError: The model, a name or every picture is unusable.
     """
     folder = None if out is None else Path(out)
-    asked = wishes or Wishes(top, out=folder, dense=dense or {}, quiet=quiet)
-    return _predict(spec, pictures, asked, device)
+    wishes = Wishes(top, out=folder, dense=dense or {}, quiet=quiet)
+    return _predict(model, pictures, wishes, device)
+
+
+def convert(  # noqa: PLR0913 - all but three by keyword
+    source: str | Path,
+    target: str | Path,
+    to: Format,
+    *,
+    image_size: tuple[int, int] | None = None,
+    heads: int | None = None,
+    ema: bool = False,
+    encoder_only: bool = False,
+    normalisation: Literal["imagenet", "half"] | None = None,
+    data: str = DIGITS,
+) -> dict[str, Any]:
+    """Weights from and to other programs' formats, as `beit convert`.
+
+    Args:
+        source: A run, a folder or weight file of others, timm:NAME, hf://owner/name, or DALL-E's
+            `encoder.pkl`.
+        target: The folder or file to make.
+        to: "beit", "reference", "transformers", "timm", "onnx" or "torch-export".
+        image_size: (height, width) of a source that is not square and does not say.
+        heads: Attention heads of a source that does not say.
+        ema: Take the moving average of the weights.
+        encoder_only: Leave the head out.
+        normalisation: How the source's inputs were normalised, where it does not say.
+        data: Pictures to test a graph on.
+
+    Returns:
+        What was read and written, and every assumption and omission under "notes".
+    """
+    return _convert(
+        source, target, to, Options(image_size, heads, ema, encoder_only, normalisation, data)
+    )
 
 
 def plan(

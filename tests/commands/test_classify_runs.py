@@ -13,7 +13,6 @@ import beit as api
 from beit.commands.assembly.saved_models import load
 from beit.commands.looking import fine_tuning_report
 from beit.commands.using import evaluating, predicting
-from beit.commands.using.predicting import Wishes
 from beit.files import sha256_of
 from beit.nn.classifier import Classifier
 from beit.report.pictures import SheetRow, sheet
@@ -162,7 +161,6 @@ def test_predict_gives_a_program_what_it_says(
     named: list[Any] = [one, str(one), [one], [str(one)]]
     for pictures in named:
         assert api.predict(learned, pictures, top=2, quiet=True) == told
-    assert api.predict(str(learned), [str(one)], Wishes(2)) == told  # as it was called before
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 

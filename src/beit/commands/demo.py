@@ -209,7 +209,7 @@ class _Comparison:
     def _evaluation(self, source: Source) -> Iterator[ImageBatch]:
         size = self.recipe.encoder.image_size
         views = ViewSettings(patch_view=size, random=False, centre_share=1.0)
-        return prepared_batches(source, views, None, 500, torch.device("cpu"))
+        return prepared_batches(source, views, batch_size=500, device=torch.device("cpu"))
 
     @torch.inference_mode()
     def _accuracy(self, task: ClassifyTask) -> float:

@@ -123,8 +123,11 @@ class LayoutBuilder:
         for part in (offsets, blob, sizes):
             digest.update(part.data)
         digest.update(self._later_rule(*parts))
-        facts = digest.hexdigest(), *parts, self._left_out(first, train, val)
-        return Layout(blob, offsets, sizes, labels, train, val, classes, *facts)
+        left_out = self._left_out(first, train, val)
+        fingerprint = digest.hexdigest()
+        return Layout(
+            blob, offsets, sizes, labels, train, val, classes, fingerprint, *parts, left_out
+        )
 
     def _divided(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> dict[bytes, bool]:
         """The folders at the top, and whether there are folders in each."""

@@ -147,12 +147,12 @@ def torchvision_source(rest: str, split: Split) -> TorchvisionSource:
     count = sum(len(part) for part in parts)
     labels = entry.labels and [np.asarray(getattr(part, entry.labels)) for part in parts]
     numbers = np.concatenate(labels).astype(np.int64) if labels else None
-    what = (f"torchvision:{name}", parts, numbers, _places(count, split, entry))
+    spec, places = f"torchvision:{name}", _places(count, split, entry)
     if entry.files is None:
-        return TorchvisionSource(*what)
+        return TorchvisionSource(spec, parts, numbers, places)
     entries = [item for part in parts for item in getattr(part, entry.files)]
-    files = [item[0] if isinstance(item, tuple) else item for item in entries]
-    return TorchvisionFiles([os.fsencode(file) for file in files], *what)
+    files = [os.fsencode(item[0] if isinstance(item, tuple) else item) for item in entries]
+    return TorchvisionFiles(files, spec, parts, numbers, places)
 
 
 def _places(count: int, split: Split, entry: _Entry) -> NDArray[np.int64]:

@@ -148,9 +148,14 @@ class _Run:
             iterator = iter(()) if self.finished else batches(self.samples_seen)
             stack.callback(getattr(iterator, "close", lambda: None))
             self._loop(make_step, iterator, evaluate)
-        average = None if self.average is None else dict(self.average.tensors)
-        state = (self.step, self.samples_seen, self.stop_reason, self.metrics, self.validation)
-        return FitResult(*state, average)
+        return FitResult(
+            step=self.step,
+            samples_seen=self.samples_seen,
+            stop_reason=self.stop_reason,
+            metrics=self.metrics,
+            validation=self.validation,
+            average=None if self.average is None else dict(self.average.tensors),
+        )
 
     def _recorder(self) -> Recorder:
         return Recorder(
@@ -205,9 +210,14 @@ class _Run:
             return make_step(self.step, iterator)
         except Exception as error:
             assert not isinstance(error, StopIteration), "batches must not end"
-            where = (self.settings, self.step + 1, self.world.size, self.device)
-            cutting = self.task.cutting() if isinstance(self.task, MindsCutting) else AT_WILL
-            complaint = explained(error, *where, cutting)
+            complaint = explained(
+                error,
+                self.settings,
+                step=self.step + 1,
+                world_size=self.world.size,
+                device=self.device,
+                cutting=self.task.cutting() if isinstance(self.task, MindsCutting) else AT_WILL,
+            )
             if complaint is not None:
                 raise complaint from error
             if self.stop.requested and self.world.size == 1:

@@ -59,12 +59,14 @@ class SegmentTask(nn.Module):
         """
         images, target = needed(batch.patch_view, "patch_view"), needed(batch.target, "target")
         output = self.model(images, *self._draws(context, images.device))
-        how = target, self.ignore_index, self.class_weights
-        loss, accuracy, count = pixel_cross_entropy(output.logits, *how)
+        loss, accuracy, count = self._cross_entropy(output.logits, target)
         if output.auxiliary is not None:
-            second, _, _ = pixel_cross_entropy(output.auxiliary, *how)
+            second, _, _ = self._cross_entropy(output.auxiliary, target)
             loss = loss + self.auxiliary_weight * second
         return StepOutput(loss, count, {"pixel_accuracy": accuracy})
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return pixel_cross_entropy(logits, target, self.ignore_index, self.class_weights)
 
     def undecayed_parameters(self) -> frozenset[str]:
         """Positions and [S]."""

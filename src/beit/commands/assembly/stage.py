@@ -89,8 +89,9 @@ class Stage:
         log = BadPictureLog(self.run.path, self.train, self.recipe.data.bad_share)
 
         def batches(samples_seen: int) -> Iterator[ImageBatch]:
-            where = loader, samples_seen
-            return training_batches(self.train, views, masks, *where, codes=codes, log=log)
+            return training_batches(
+                self.train, views, masks, loader, samples_seen, codes=codes, log=log
+            )
 
         return batches
 
@@ -136,8 +137,17 @@ class Stage:
     ) -> Iterator[ImageBatch]:
         """Centre crops of this rank's share of the validation pictures on the device, each once."""
         none, world = True, self.world
-        how = self._bad_validation_pictures, (world.rank, world.size), self.evaluation_workers
-        for batch in prepared_batches(self.validation, views, masks, batch_size, self.device, *how):
+        batches = prepared_batches(
+            self.validation,
+            views,
+            masks,
+            batch_size=batch_size,
+            device=self.device,
+            log=self._bad_validation_pictures,
+            share=(world.rank, world.size),
+            workers=self.evaluation_workers,
+        )
+        for batch in batches:
             none = False
             yield batch
         if none and world.size == 1:
@@ -177,7 +187,8 @@ class Stage:
 def prepared_batches(
     source: Source,
     views: ViewSettings,
-    masks: MaskPlan | None,
+    masks: MaskPlan | None = None,
+    *,
     batch_size: int,
     device: torch.device,
     log: BadPictureTaker | None = None,
@@ -185,8 +196,7 @@ def prepared_batches(
     workers: int = 0,
 ) -> Iterator[ImageBatch]:
     """An evaluation pass with the device work done."""
-    how = batch_size, workers
-    batches = evaluation_batches(source, views, masks, *how, share=share, log=log)
+    batches = evaluation_batches(source, views, masks, batch_size, workers, share=share, log=log)
     for batch in batches:
         yield prepare(batch.to(device))
 

@@ -55,12 +55,12 @@ class Pictures:
     def batches(self, views: ViewSettings, masks: MaskPlan | None = None) -> Iterator[ImageBatch]:
         """Centre crops, without draws."""
         few = spread_over(self.source, MOST_COUNTED)
-        return prepared_batches(few, views, masks, BATCH, self.device)
+        return prepared_batches(few, views, masks, batch_size=BATCH, device=self.device)
 
     def some(self, views: ViewSettings, masks: MaskPlan | None = None) -> ImageBatch:
         """A few pictures spread evenly over the source."""
         chosen = spread_over(self.source, SHOWN)
-        return next(prepared_batches(chosen, views, masks, SHOWN, self.device))
+        return next(prepared_batches(chosen, views, masks, batch_size=SHOWN, device=self.device))
 
 
 def spread_over(source: Source, most: int) -> Source:
@@ -233,7 +233,7 @@ def _neighbour_accuracies(
     device = next(encoder.parameters()).device
 
     def batches(source: Source) -> Iterator[ImageBatch]:
-        for batch in prepared_batches(source, views, None, BATCH, device):
+        for batch in prepared_batches(source, views, batch_size=BATCH, device=device):
             yield batch
             progress.add(len(batch.index))
 

@@ -116,7 +116,9 @@ def _mistakes(finished: Finished, source: Source) -> list[Section]:
     assert isinstance(model, Classifier)
     places, wrong = matched_labels(model, source), []
     few = spread_over(source, MOST_LOOKED_AT)
-    for batch in prepared_batches(few, finished.views, None, BATCH, torch.device("cpu")):
+    for batch in prepared_batches(
+        few, finished.views, batch_size=BATCH, device=torch.device("cpu")
+    ):
         wrong += _wrong(model, batch, places)
     wrong.sort(key=lambda entry: -entry[0])
     if not wrong:

@@ -99,8 +99,8 @@ def evaluation(
     grid = encoder_config_of(recipe.encoder).grid
     size = None if tokenizer is None else tokenizer.config.view_size(grid)
     shape = Shape(views_of(recipe, size), mask_plan(recipe))
-    batch, look = prepare(random_batch(shape, pictures, device)), (task.model, tokenizer)
-    return lambda: masked_prediction(*look, iter([batch]))
+    batch, predictor = prepare(random_batch(shape, pictures, device)), task.model
+    return lambda: masked_prediction(predictor, tokenizer, iter([batch]))
 
 
 def _segmented(

@@ -52,8 +52,9 @@ def masked_prediction(
 
     if tokenizer is None:
         config = model.encoder.config
-        pixels, size = Pixels(config.patch_size), (config.patch_values, config.channels)
-        found = evaluate_masked_pixels(batches, predict, pixels.of, *size).metrics()
+        found = evaluate_masked_pixels(
+            batches, predict, Pixels(config.patch_size).of, config.patch_values, config.channels
+        ).metrics()
     else:
         # A last batch of one picture has the codes that it has among others.
         alike = TokenReader(tokenizer) if isinstance(tokenizer, DiscreteVAE) else tokenizer

@@ -169,8 +169,8 @@ class PredictionWatch:
     def __call__(self, task: nn.Module, step: int) -> Evaluation:
         """One evaluation."""
         assert isinstance(task, PretrainTask)
-        looks = evaluation_looks(self.recipe, self.tokenizer)
-        batches = self.stage.validation_batches(*looks, EVALUATION_BATCH)
+        views, masks = evaluation_looks(self.recipe, self.tokenizer)
+        batches = self.stage.validation_batches(views, masks, EVALUATION_BATCH)
         return Evaluation(masked_prediction(task.model, self.tokenizer, batches))
 
 
@@ -220,8 +220,7 @@ def _tokenizer_of(stage: Stage, given: RunTokenizer | None) -> RunTokenizer | No
         if stage.world.tell("" if _is_there(own) else "train it"):
             request = replace(stage.request, out=own, hooks=NO_HOOKS)
             sources = stage.train, stage.validation
-            where = stage.world, stage.device, sources
-            with open_stage(recipe.tokenizer, request, *where) as first:
+            with open_stage(recipe.tokenizer, request, stage.world, stage.device, sources) as first:
                 fit_tokenizer(recipe.tokenizer, first)
     elif stage.world.main and not (own / "config.json").is_file():
         storage.save(given, own)  # so that the run can be read without the original

@@ -205,8 +205,15 @@ class _Segmentation:
         stage, model = self.stage, task.model
         was_training = model.training
         model.eval()
-        where = stage.world, stage.device, self._log, stage.evaluation_workers
-        self.found = measured(model, self.validation, dense_settings(self.recipe), *where)
+        self.found = measured(
+            model,
+            self.validation,
+            dense_settings(self.recipe),
+            stage.world,
+            stage.device,
+            log=self._log,
+            workers=stage.evaluation_workers,
+        )
         model.train(was_training)
         self.found["labels"] = list(model.labels)
         return {n: v for n, v in self.found.items() if isinstance(v, float)}

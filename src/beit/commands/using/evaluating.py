@@ -255,10 +255,16 @@ def classified(
     places = matched_labels(model, source)
     model = model.to(device).eval()
     score = ClassificationScore(model.classes)
-    share = (world.rank, world.size)
-    workers = evaluation_workers(DataRecipe(), world, device)
-    how = EVALUATION_BATCH, device, unreadable, share, workers
-    for batch in prepared_batches(source, finished.views, None, *how):
+    batches = prepared_batches(
+        source,
+        finished.views,
+        batch_size=EVALUATION_BATCH,
+        device=device,
+        log=unreadable,
+        share=(world.rank, world.size),
+        workers=evaluation_workers(DataRecipe(), world, device),
+    )
+    for batch in batches:
         assert batch.patch_view is not None and batch.label is not None
         score.update(model(batch.patch_view), places.to(device)[batch.label])
     return score.compute()

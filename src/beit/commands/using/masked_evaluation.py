@@ -87,11 +87,11 @@ def measured(
     batches = prepared_batches(
         source,
         *evaluation_looks(recipe, tokenizer),
-        EVALUATION_BATCH,
-        device,
-        unreadable,
-        (world.rank, world.size),
-        evaluation_workers(recipe.data, world, device),
+        batch_size=EVALUATION_BATCH,
+        device=device,
+        log=unreadable,
+        share=(world.rank, world.size),
+        workers=evaluation_workers(recipe.data, world, device),
     )
     found = masked_prediction(model, tokenizer, batches)
     return {**found, "masking": recipe.masking.model_dump(mode="json")}

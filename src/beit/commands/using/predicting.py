@@ -284,8 +284,10 @@ def _probabilities(
     """Places and (B, classes) probabilities, batch by batch; the unreadable go to `bad`."""
     # One batch is there before other processes have begun.
     workers = evaluation_workers(DataRecipe(), World(), device) if len(files) > BATCH else 0
-    how = BATCH, device, _Unreadable(files, bad), (0, 1), workers
-    for batch in prepared_batches(files, views, None, *how):
+    unreadable = _Unreadable(files, bad)
+    for batch in prepared_batches(
+        files, views, batch_size=BATCH, device=device, log=unreadable, workers=workers
+    ):
         assert batch.patch_view is not None
         yield batch.index.tolist(), model(batch.patch_view).float().softmax(-1).cpu()
 

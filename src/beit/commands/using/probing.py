@@ -217,8 +217,9 @@ def _computed(subject: _Subject, source: Source) -> Parts:
     device = subject.device
     workers = evaluation_workers(DataRecipe(), World(), device)
     views = ViewSettings(patch_view=subject.encoder.config.image_size, random=False)
-    how = BATCH, device, Unreadable(source), (0, 1), workers
-    prepared = prepared_batches(source, views, None, *how)
+    prepared = prepared_batches(
+        source, views, batch_size=BATCH, device=device, log=Unreadable(source), workers=workers
+    )
     return pooled_batches(subject.encoder, prepared, device, range(subject.encoder.config.depth))
 
 
