@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +33,7 @@ from beit.nn.encoder import Encoder
 from beit.nn.presets import PresetName, SizeName, encoder_config
 from beit.recipes.catalogue import (
     Task,
+    recipe,
     recipe_named,
     wanted_recipe,
     wanted_tokenizer_recipe,
@@ -66,42 +67,6 @@ __all__ = [
 OnRow = Callable[[dict[str, Any]], object]
 AfterStep = Callable[[nn.Module, int], object]
 MakeOptimiser = Callable[[list[dict[str, Any]]], Optimizer]
-
-
-@overload
-def recipe(
-    name: str | Path,
-    changes: Mapping[str, Any] | None = None,
-    task: Literal["pretrain"] = "pretrain",
-) -> PretrainRecipe: ...
-
-
-@overload
-def recipe(
-    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["classify"]
-) -> ClassifyRecipe: ...
-
-
-@overload
-def recipe(
-    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["segment"]
-) -> SegmentRecipe: ...
-
-
-def recipe(
-    name: str | Path, changes: Mapping[str, Any] | None = None, task: Task = "pretrain"
-) -> PretrainRecipe | ClassifyRecipe | SegmentRecipe:
-    """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
-
-    Or that of a run, or of a .yaml file: `recipe("runs/photos")`.
-
-    A group's fields may stand together, and its others stay: `{"encoder": {"depth": 3}}`.
-    The `tokenizer` field of a pre-training is the recipe of the tokenizer.
-
-    Raises:
-        UserError: There is no such recipe or field, or a value is impossible.
-    """
-    return replace(recipe_named(name, task)[1], changes or {})
 
 
 def encoder(
@@ -365,7 +330,7 @@ def convert(  # noqa: PLR0913 - all but three by keyword
     )
 
 
-def plan(
+def plan(  # noqa: PLR0913 - all but one by keyword
     recipe: str | Path | PretrainRecipe | ClassifyRecipe | SegmentRecipe,
     *,
     images: int | None = None,
@@ -374,6 +339,11 @@ def plan(
     machine: str = "here",
     task: Task | None = None,
     changes: Mapping[str, Any] | None = None,
+    bank_views: int | None = None,
+    rate: float | None = None,
+    share: float | None = None,
+    memory: float | None = None,
+    device: str | None = None,
     seconds: float = 20.0,
 ) -> dict[str, Any]:
     """Time, memory and disk of a run, as `beit plan --json` prints them.
@@ -387,9 +357,25 @@ def plan(
             `beit.commands.planning.machines.MACHINES`.
         task: Whose recipe a name is, where several tasks have one; pre-training's by default.
         changes: Recipe fields by dotted name.
+        bank_views: Views of each picture in a token bank, where there will be one.
+        rate: TFLOP/s of a machine that is not known by name, in the run's precision.
+        share: Of the rate of a machine that is not here, that a step reaches.
+        memory: GB of such a machine's device.
+        device: What to time steps on here.
         seconds: That timing steps may take, roughly.
     """
     wanted = recipe_named(recipe, task)[1] if isinstance(recipe, (str, Path)) else recipe
     where = None if data is None else as_data(data)
-    request = PlanRequest(images, where, devices, machine, seconds=seconds)
+    request = PlanRequest(
+        images=images,
+        data=where,
+        devices=devices,
+        machine=machine,
+        bank_views=bank_views,
+        rate=None if rate is None else rate * 1e12,
+        share=share,
+        memory=None if memory is None else memory * 1e9,
+        device=device,
+        seconds=seconds,
+    )
     return _plan(replace(wanted, changes or {}), request)

@@ -28,6 +28,7 @@ CALLS = {  # command -> call, and options that have another name in it
         {"model": "spec", **dict.fromkeys(("mode", "scales", "flip"), "dense")},
     ),
     "compare": (beit.compare, {}),
+    "plan": (beit.plan, {}),
 }
 
 

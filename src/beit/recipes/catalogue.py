@@ -3,13 +3,14 @@
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, overload
 
 from beit.errors import UserError
 from beit.recipes.downstream_models import COMMANDS, ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe
 from beit.recipes.named import RECIPES
 from beit.recipes.named_downstream import CLASSIFY, SEGMENT
+from beit.recipes.overrides import replace
 from beit.recipes.recipe_files import recipe_file, recipe_in
 
 Task = Literal["pretrain", "classify", "segment"]
@@ -65,6 +66,42 @@ def recipe_named(name: str | Path, task: Task | None = None) -> tuple[Task, Name
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
     raise UserError(f"there is no recipe {name!r}{'' if task is None else f' for {task}'}; {hint}")
+
+
+@overload
+def recipe(
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    task: Literal["pretrain"] = "pretrain",
+) -> PretrainRecipe: ...
+
+
+@overload
+def recipe(
+    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["classify"]
+) -> ClassifyRecipe: ...
+
+
+@overload
+def recipe(
+    name: str | Path, changes: Mapping[str, Any] | None = None, *, task: Literal["segment"]
+) -> SegmentRecipe: ...
+
+
+def recipe(
+    name: str | Path, changes: Mapping[str, Any] | None = None, task: Task = "pretrain"
+) -> Named:
+    """A named recipe, with changes by dotted name: `recipe("tiny", {"optim.lr": 3e-4})`.
+
+    Or that of a run, or of a .yaml file: `recipe("runs/photos")`.
+
+    A group's fields may stand together, and its others stay: `{"encoder": {"depth": 3}}`.
+    The `tokenizer` field of a pre-training is the recipe of the tokenizer.
+
+    Raises:
+        UserError: There is no such recipe or field, or a value is impossible.
+    """
+    return replace(recipe_named(name, task)[1], changes or {})
 
 
 def wanted_recipe(spec: str | Path | Wanted, kind: type[Wanted]) -> Wanted:
