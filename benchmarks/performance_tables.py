@@ -44,11 +44,13 @@ def _replaced(found: "re.Match[str]", named: set[str]) -> str:
         for row in record["rows"]
     ]
     table = markdown_table(TABLES[kind](rows))
-    if named.issuperset(records):
+    if kind == "summary":
+        sources = ["From the records of the tables below."]
+    elif named.issuperset(records):
         sources = ["From the records named above."]
     else:
         sources = [source(record, f"{name}.json") for name, record in records.items()]
-    named.update(records)
+        named.update(records)
     return f"{start}\n{table}\n\n{'  '.join(dict.fromkeys(sources))}\n\n{end}"
 
 
@@ -68,23 +70,23 @@ def summary(rows: list[Row]) -> Table:
     gpu = [row for row in rows if row["device"] != "cpu"]
     lines = []
     for name, wanted in aims.RATIOS.items():
-        found = [_first(side, "ratios", name, "median") for side in (cpu, gpu)]
-        lines.append([name, *_beside(found, wanted, "{:.2f}")])
+        found = [_all(side, "ratios", name, "median") for side in (cpu, gpu)]
+        lines.append([f"{name}, times", *_beside(found, wanted, "{:.2f}")])
     for name, wanted in aims.SHARES_OF_PEAK.items():
-        found = [_first(side, "sides", name, "share of peak") for side in (cpu, gpu)]
-        lines.append([f"share of the peak: {name}", *_beside(found, wanted, "{:.0%}")])
-    return Table(["theirs / ours", "two CPU cores", "aim", "one H200", "aim"], lines)
+        found = [_all(side, "sides", name, "share of peak") for side in (cpu, gpu)]
+        lines.append([f"{name}, share of the peak", *_beside(found, wanted, "{:.0%}")])
+    return Table(["", "two CPU cores", "aim", "one H200", "aim"], lines)
 
 
-def _first(rows: list[Row], group: str, name: str, figure: str) -> float | None:
-    found: list[float] = [row[group][name][figure] for row in rows if name in row[group]]
-    return found[0] if found else None
+def _all(rows: list[Row], group: str, name: str, figure: str) -> list[float]:
+    return sorted(row[group][name][figure] for row in rows if name in row[group])
 
 
-def _beside(found: list[float | None], wanted: tuple[float, float], form: str) -> list[str]:
+def _beside(found: list[list[float]], wanted: tuple[float, float], form: str) -> list[str]:
     cells = []
-    for figure, aim in zip(found, wanted, strict=True):
-        cells += ["not measured" if figure is None else form.format(figure), form.format(aim)]
+    for figures, aim in zip(found, wanted, strict=True):
+        told = list(dict.fromkeys(form.format(figure) for figure in figures))
+        cells += [" to ".join(told[:1] + told[1:][-1:]) or "not measured", form.format(aim)]
     return cells
 
 

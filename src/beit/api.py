@@ -13,8 +13,9 @@ from beit.commands.looking.reporting import write_report
 from beit.commands.planning.planning import PlanRequest
 from beit.commands.planning.planning import plan as _plan
 from beit.commands.preparing.banking import make_bank
-from beit.commands.sharing.conversion import DIGITS, Format, Options
+from beit.commands.sharing.conversion import Format, Options
 from beit.commands.sharing.conversion import convert as _convert
+from beit.commands.sharing.graphs import DIGITS
 from beit.commands.sharing.publishing import push
 from beit.commands.training.classify import classify as _classify
 from beit.commands.training.pretrain import pretrain as _pretrain

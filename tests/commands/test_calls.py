@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ import beit
 from beit.cli import parser
 from beit.errors import UserError
 from beit.files import sha256_of
+from beit.nn.encoder import Encoder
 from commands.recipe_runs import PRETRAIN, TOKENIZER, photos, pictures, rows_of
 
 PIXELS = {**PRETRAIN, "objective.target": "pixels"}  # no tokenizer has to be trained
 # What only a command line needs: starting ranks, what it prints, and short forms of recipe fields.
 OF_A_SHELL = {"help", "json", "gpus", "processes", "restarts", "patience"}
-CALLS = {  # command -> call, and options that have another name in it
+CALLS: dict[
+    str, tuple[Callable[..., object], dict[str, str]]
+] = {  # command -> call, and options that have another name in it
     "tokenizer": (beit.train_tokenizer, {}),
     "pretrain": (beit.pretrain, {}),
     "classify": (beit.classify, {"image_size": "changes"}),
@@ -76,12 +80,18 @@ def test_a_bank_made_from_python_is_taken_by_a_run(tmp_path: Path) -> None:
 
 
 def test_a_model_is_converted_and_comes_back(tmp_path: Path) -> None:
-    run, file = tmp_path / "run", tmp_path / "model.pth"
+    run, folder = tmp_path / "run", tmp_path / "theirs"
     beit.pretrain("digits", "digits", run, changes=PIXELS)
-    told = beit.convert(run, file, "reference", encoder_only=True)
-    assert told["to"] == "reference"
-    images = torch.rand(2, 3, *beit.load(run).encoder.config.image_size)
-    ours, theirs = beit.load(run).encoder, beit.load(file)
-    theirs = getattr(theirs, "encoder", theirs)
+    told = beit.convert(run, folder, "transformers", encoder_only=True)
+    assert told["to"] == "transformers"
+    ours, theirs = (_encoder(path) for path in (run, folder))
+    images = torch.rand(2, 3, *ours.config.image_size)
     with torch.no_grad():
         torch.testing.assert_close(theirs(images).tokens, ours(images).tokens)
+
+
+def _encoder(path: Path) -> Encoder:
+    model = beit.load(path)
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
