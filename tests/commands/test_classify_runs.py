@@ -161,6 +161,7 @@ def test_predict_gives_a_program_what_it_says(
     named: list[Any] = [one, str(one), [one], [str(one)]]
     for pictures in named:
         assert api.predict(learned, pictures, top=2, quiet=True) == told
+    assert api.predict(str(learned), [str(one)], top=2) == told
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
