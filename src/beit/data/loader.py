@@ -17,12 +17,13 @@ from beit.data.decode import BadPicture
 from beit.data.draws import Key, MaskPlan
 from beit.data.fetch import Fetching, WatchedReader, fetch
 from beit.data.joint_views import JointViewSettings
-from beit.data.order import Shares, locate, positions
+from beit.data.order import locate, positions
 from beit.data.pairs import PairSource
 from beit.data.samples import Codes, Kind, Pieces, Sample, Views, WholePairs
 from beit.data.sources import Source
 from beit.data.views import ViewSettings
 from beit.errors import UserError
+from beit.shares import Shares
 
 _MOST_REPLACEMENTS = 100  # unreadable pictures in a row
 

@@ -11,48 +11,15 @@ goes on into the next epoch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.errors import UserError
 from beit.randomness import epoch_order
+from beit.shares import Shares
 
 _BLOCK = 4096  # positions whose pictures are worked out at once
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How the global batch is cut: rank by rank, and within a rank micro-step by micro-step."""
-
-    batch_size: int  # B, over all ranks and micro-steps
-    ranks: int = 1
-    rank: int = 0
-    accumulation: int = 1
-
-    def __post_init__(self) -> None:
-        parts = self.ranks * self.accumulation
-        if min(self.batch_size, self.ranks, self.accumulation) < 1:
-            raise UserError("batch size, ranks and accumulation must be at least 1")
-        if self.batch_size % parts:
-            near = max(parts, round(self.batch_size / parts) * parts)
-            raise UserError(
-                f"a batch of {self.batch_size} cannot be cut into {self.ranks} ranks x "
-                f"{self.accumulation} accumulation steps; {near} can"
-            )
-        assert 0 <= self.rank < self.ranks
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Samples a rank takes at once."""
-        return self.batch_size // (self.ranks * self.accumulation)
-
-    def rows(self, micro_step: int) -> range:
-        """The rows of the global batch that micro-step `micro_step` of this rank takes."""
-        start = (self.rank * self.accumulation + micro_step) * self.micro_batch_size
-        return range(start, start + self.micro_batch_size)
 
 
 def positions(shares: Shares, samples_seen: int) -> Iterator[range]:

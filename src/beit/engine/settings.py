@@ -8,6 +8,7 @@ from torch import Tensor
 
 from beit.engine.schedules import Schedule
 from beit.errors import UserError
+from beit.shares import Shares
 
 
 def promise_repeatable_products() -> None:
@@ -68,18 +69,16 @@ class FitSettings:
             raise UserError("evaluate_every and warmup_steps must not be negative")
 
     def micro_batch(self, world_size: int) -> int:
-        """Pictures in one forward pass of one rank.
+        """Pictures in one forward pass of one rank; see `shares`."""
+        return self.shares(world_size).micro_batch_size
+
+    def shares(self, world_size: int, rank: int = 0) -> Shares:
+        """How the global batch is cut.
 
         Raises:
-            UserError: The global batch does not divide.
+            UserError: It does not divide.
         """
-        parts = self.accumulate * world_size
-        if self.global_batch % parts:
-            raise UserError(
-                f"a global batch of {self.global_batch} does not divide into {self.accumulate} "
-                f"micro-batches on each of {world_size} processes: choose a multiple of {parts}"
-            )
-        return self.global_batch // parts
+        return Shares(self.global_batch, world_size, rank, self.accumulate)
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,7 @@ class TrainingStep:
 
     def _forward(self, done: int, number: int, batch: Any) -> StepOutput:
         settings, rank = self._settings, self._world.rank
-        start = (rank * settings.accumulate + number) * self._micro  # as the loader cuts it
-        rows = range(start, start + self._micro)
+        rows = settings.shares(self._world.size, rank).rows(number)
         torch.manual_seed(step_seed(settings.seed, done, rank, f"micro-{number}"))
         batch = batch.to(self._device, non_blocking=True)
         if self._prepare is not None:
