@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from beit.evaluation.few_labels import logistic_regression_accuracy, spread
+from beit.evaluation.few_labels import logistic_regression_accuracy
+from beit.evaluation.spread import spread
 
 
 def _blobs(count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -25,6 +26,7 @@ from beit.objectives.evidence_bound import (
     picture_log_density,
     uniform_divergence,
 )
+from beit.tokenizer.dvae import LOGIT_LAPLACE_EPSILON
 
 
 def test_logit_laplace_equals_torchs_transformed_distribution() -> None:
@@ -37,6 +39,11 @@ def test_logit_laplace_equals_torchs_transformed_distribution() -> None:
     expected = oracle.log_prob(images)  # type: ignore[no-untyped-call]
     found = logit_laplace_log_density(images, mean, log_scale)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_squeeze_is_the_tokenizers() -> None:
+    given = inspect.signature(logit_laplace_log_density).parameters["epsilon"].default
+    assert given == LOGIT_LAPLACE_EPSILON
 
 
 def test_logit_laplace_integrates_to_the_mass_inside_the_unit_interval() -> None:

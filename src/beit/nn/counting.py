@@ -31,7 +31,9 @@ class Work(NamedTuple):
 
 
 def count_work(config: EncoderConfig, head_places: int, vocabulary: int) -> Work:
-    """FLOP an image, by part.
+    """FLOP an image, by part, every block counted whole.
+
+    (The model runs the last block's MLP at the listed places only: the work saved is our gain.)
 
     Args:
         config: The encoder.

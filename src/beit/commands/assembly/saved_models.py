@@ -1,6 +1,6 @@
 """Models in files: a folder with `model.safetensors` and a `config.json` that says what they are.
 
-Nothing in either file is executed. A tokenizer is told from a masked-image model by its config.
+Nothing in either file is executed. `kind` in the config says which of the models it is.
 """
 
 import json
@@ -168,7 +168,7 @@ def _twin(folder: Path, described: Mapping[str, Any]) -> nn.Module:
 
 
 def load(path: str | Path) -> Model:
-    """Load what a folder holds: a tokenizer, a pre-trained model, a classifier or an encoder.
+    """Load what a folder holds: tokenizer, pre-trained model, classifier, segmenter or encoder.
 
     In evaluation mode, on the CPU.
 

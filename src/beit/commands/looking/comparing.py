@@ -11,7 +11,7 @@ from beit.commands.assembly.own_tokenizer import NOTE
 from beit.commands.assembly.run_files import RunFiles
 from beit.commands.assembly.saved_models import read_config
 from beit.errors import UserError
-from beit.evaluation.few_labels import spread
+from beit.evaluation.spread import spread
 from beit.files import read_json_object
 from beit.recipes.downstream_models import COMMANDS, Recipe
 from beit.recipes.models import PretrainRecipe

@@ -24,7 +24,7 @@ from beit.commands.looking.figures import (
 from beit.commands.looking.fine_tuning_report import classification_sections, segmentation_sections
 from beit.commands.using.prediction_table import prediction_table
 from beit.data.sources import GivenData, Source, as_data, open_source
-from beit.evaluation.few_labels import spread
+from beit.evaluation.spread import spread
 from beit.files import read_json_object
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe
