@@ -21,7 +21,6 @@ class Shares:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.ranks, self.accumulation) < 1:
             raise UserError("batch size, ranks and accumulation must be at least 1")
-        assert 0 <= self.rank < self.ranks
         parts = self.ranks * self.accumulation
         if self.batch_size % parts:
             raise UserError(
