@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from beit.evaluation.few_labels import spread
+from beit.evaluation.spread import spread
 from beit.report.figures import bars
 from downstream import RESULTS
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from beit.evaluation.few_labels import spread
+from beit.evaluation.spread import spread
 from beit.report.tables import Table, markdown_table, spread_cell
 
 COLUMNS: dict[str, tuple[str, float, int]] = {  # title -> (validation metric, scale, digits)

@@ -10,7 +10,6 @@ from PIL import Image
 
 from beit.data.cache import load_meta, open_array
 from beit.data.decode import decode
-from beit.data.part_names import HELD_OUT
 from beit.data.path_names import PackedNames, printable
 
 Split = Literal["train", "val", "all"]
@@ -71,9 +70,7 @@ class IndexedSource:
         """Whether this part was held out by chance, no folder having been named for it."""
         if self._split != "val" or not len(self):
             return False
-        if "held_out" in self._meta:
-            return bool(self._meta["held_out"])
-        return self.path(0).partition(b"/")[0].lower() not in HELD_OUT  # a pack made before
+        return bool(self._meta["held_out"])
 
     @property
     def training_folder(self) -> bytes | None:

@@ -23,7 +23,6 @@ from beit.data.part_names import named_parts
 HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 5_000
 HELD_OUT_FROM = 20  # with this many pictures or fewer none is held out
-_FIRST_NAMES = (b"train", b"val", b"validation", b"valid", b"test")  # the parts' names at first
 
 Integers = NDArray[np.int64]
 
@@ -122,7 +121,6 @@ class LayoutBuilder:
         digest = hashlib.blake2b(digest_size=16)
         for part in (offsets, blob, sizes):
             digest.update(part.data)
-        digest.update(self._later_rule(*parts))
         left_out = self._left_out(first, train, val)
         fingerprint = digest.hexdigest()
         return Layout(
@@ -155,16 +153,6 @@ class LayoutBuilder:
         counts = np.bincount(first[left] + 1, minlength=len(self._first_names.numbers) + 1).tolist()
         names = (b"", *self._first_names.numbers)
         return {name: count for name, count in zip(names, counts, strict=True) if count}
-
-    def _later_rule(self, training: bytes | None, validation: bytes | None) -> bytes:
-        """What enters the fingerprint where the rules once said otherwise about the same files.
-
-        A run or a bank of then was made of other pictures than one of now.
-        """
-        used = [name for name in (training, validation) if name is not None]
-        once = {name.lower() for name in self._first_names.numbers} if training is None else set()
-        same = all(name.lower() in _FIRST_NAMES for name in used) and b"train" not in once
-        return b"" if same else b"/".join(used) + b"/"
 
     def _hold_out(self, places: Integers) -> tuple[Integers, Integers]:
         chosen = held_out(np.array(self._hashes, np.uint64)[places])

@@ -2,9 +2,7 @@
 
 import os
 import stat
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,6 @@ from beit.errors import UserError
 
 INDEX, MANIFEST, SHARD_SIZES = "index", "meta.json", "shard_sizes"
 VERSION = 2
-READABLE = (1, 2)
 _LOOKED_AT = 64  # shards, when a folder is opened; all others when they are first read
 
 Integers = NDArray[np.int64]
@@ -44,11 +41,12 @@ class PackedFolder(RangeSource):
         try:
             super().__init__(f"pack {printable(root)}", root, index, split)
             meta = load_meta(index)
-            if meta.get("version") not in READABLE:
+            if meta.get("version") != VERSION:
                 raise UserError(f"{printable(root)} was packed by another version; pack it again")
             # Written as the source gave them, which had made them printable already.
             self.classes = tuple(bytes.fromhex(name).decode() for name in meta["classes"])
-            self._counts, self._sizes = _shards(meta, index)
+            self._counts: dict[str, int] = meta["shards"]  # of each split
+            self._sizes = open_array(index, SHARD_SIZES)
         except UserError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,17 +85,6 @@ class PackedFolder(RangeSource):
                 return shard_name(split, shard)
             shard -= count
         raise ValueError(f"there is no shard {shard}")
-
-
-def _shards(meta: dict[str, Any], index: Path) -> tuple[dict[str, int], Integers]:
-    """How many shards each split has, and the bytes of each shard, split by split.
-
-    The first version listed all names and sizes in its manifest, which took time to read.
-    """
-    if meta["version"] == 1:
-        splits = Counter(str(name).partition("/")[0] for name, _ in meta["shards"])
-        return dict(splits), np.array([size for _, size in meta["shards"]], np.int64)
-    return meta["shards"], open_array(index, SHARD_SIZES)
 
 
 def _size_and_time(path: bytes) -> tuple[int, int]:

@@ -113,7 +113,7 @@ class _Run:
             run,
             keep=settings.keep,
             fingerprints={**fingerprints, OPTIMISER: type(self.optimiser).__name__},
-            accepted=settings.accept_changed | settings.earlier,
+            accepted=settings.accept_changed,
         )
         self.step = 0
         self.evaluated = 0  # the step of the last evaluation

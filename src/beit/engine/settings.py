@@ -49,7 +49,6 @@ class FitSettings:
     epoch_size: int | None = None  # samples an epoch, for the log only
     tensorboard: bool = True
     accept_changed: frozenset[str] = frozenset()  # fingerprints that may differ when resuming
-    earlier: frozenset[str] = frozenset()  # fingerprints that other versions gave to the same
     # Weights that are written in the end or on the way, as paths in the run folder; room is kept.
     models: tuple[str, ...] = ("model.safetensors",)
 

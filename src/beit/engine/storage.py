@@ -25,7 +25,6 @@ from beit.errors import UserError
 
 _Result = TypeVar("_Result")
 OPTIMISER = "optimiser"  # among the fingerprints
-_AT_FIRST = {OPTIMISER: "AdamW"}  # of checkpoints that do not say
 
 
 class Storage:
@@ -49,7 +48,7 @@ class Storage:
         self._world = world
         self._run = run
         self._fingerprints = dict(fingerprints)
-        self._accepted = accepted  # names that may differ, and values that may be found
+        self._accepted = accepted  # fingerprints that may differ
         self._checkpoints = None if run is None else Checkpoints(run.checkpoints, keep)
 
     def prepare(self, models: Sequence[str] = ()) -> None:
@@ -151,8 +150,8 @@ class Storage:
     def _require_same(self, loaded: Loaded) -> None:
         before = loaded.snapshot.state["fingerprints"]
         for name, value in self._fingerprints.items():
-            found = before.get(name, _AT_FIRST.get(name, value))
-            if found != value and not {name, found} & self._accepted:
+            found = before.get(name)
+            if found != value and name not in self._accepted:
                 raise UserError(
                     f"the {name} is not the one that {loaded.path} was made with "
                     f"({found} then, {value} now): go on with that, or choose another --out"

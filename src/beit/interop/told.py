@@ -79,9 +79,6 @@ def segmenting_told(said: object, where: str) -> dict[str, Any]:
     palette = found.get("palette")
     coloured = palette is None or isinstance(palette, list) and all(map(_colour, palette))
     reduced = isinstance(found.get("reduce_zero_label", False), bool)
-    view = found.get("view")
-    if isinstance(view, Mapping):  # some conversions wrote a crop, which no segmenter has
-        found["view"] = {name: value for name, value in view.items() if name != "centre_share"}
     if not (coloured and reduced and _sees(found.get("view", {}))):
         raise UserError(f"{where} says impossible things of a segmenter's pictures: {found}")
     return found

@@ -124,11 +124,11 @@ class OptimRecipe(Frozen):
         1, gt=0, le=LARGEST_BATCH, description="micro-batches that share a step"
     )
     steps: int | None = Field(None, gt=0, le=MOST, description="length in steps; wins over epochs")
-    epochs: float | None = Field(800, gt=0, le=MOST, description="length in passes over the data")
+    epochs: float | None = Field(800.0, gt=0, le=MOST, description="length in passes over the data")
     warmup_steps: int | None = Field(
         None, ge=0, le=MOST, description="warm-up in steps; wins over epochs"
     )
-    warmup_epochs: float = Field(10, ge=0, le=MOST, description="warm-up in passes over the data")
+    warmup_epochs: float = Field(10.0, ge=0, le=MOST, description="warm-up in passes over the data")
     min_lr: float = Field(
         1e-5, ge=0, le=LARGEST_FACTOR, description="rate at the end, scaled like lr"
     )

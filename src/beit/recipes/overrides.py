@@ -22,13 +22,6 @@ FREE_TO_CHANGE = frozenset(
     | {"engine.compile"}  # rounds otherwise, as another card does
     | {"data.bad_share"}  # when a run stops, and never what it reads in a bad picture's place
 )
-# Fields that count no more: fingerprints hold them as all runs had them that counted them.
-ONCE_DECIDING: dict[str, Any] = {
-    "engine.compile": False,
-    "tokenizer.engine.compile": False,
-    "data.bad_share": 0.01,
-    "tokenizer.data.bad_share": 0.01,
-}
 # Fields that recipes of finished runs may lack, and what those runs did.
 LATER_FIELDS = {
     "tokens.precision": "float32",

@@ -4,11 +4,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ from beit.files import atomic_write_text, json_of_measured, sha256_of
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import Frozen
 from beit.recipes.overrides import (
-    ONCE_DECIDING,
     deciding_fields,
-    dotted_names,
     without_later_fields,
 )
 
@@ -112,7 +109,6 @@ class Stage:
             replace(
                 settings,
                 accept_changed=frozenset({"data"}),
-                earlier=earlier_fingerprints(recipe),
                 models=self._models,
             ),
             run=self.run,
@@ -239,25 +235,7 @@ def recipe_fingerprint(recipe: Frozen) -> str:
 
     Fields that recipes did not always have count when they are set, so that old runs go on.
     """
-    return _fingerprint(recipe, ONCE_DECIDING)
-
-
-def earlier_fingerprints(recipe: Frozen) -> frozenset[str]:
-    """Those that the same recipe has had, whatever was said in the fields that count no more."""
-    fields = {name: value for name, value, _ in dotted_names(recipe)}
-    compiled = [name for name in ONCE_DECIDING if name.endswith("compile")]
-    shares = {name: fields.get(name) for name in ONCE_DECIDING if name not in compiled}
-    found = set()
-    for said in product((False, None, True), repeat=len(compiled)):
-        compilation = dict(zip(compiled, said, strict=True))
-        found |= {_fingerprint(recipe, base | compilation) for base in (ONCE_DECIDING, shares)}
-    return frozenset(found)
-
-
-def _fingerprint(recipe: Frozen, said: Mapping[str, Any]) -> str:
-    names = {name for name, _, _ in dotted_names(recipe)}
-    once = {name: value for name, value in said.items() if name in names}
-    fields = json.dumps(without_later_fields(deciding_fields(recipe)) | once, sort_keys=True)
+    fields = json.dumps(without_later_fields(deciding_fields(recipe)), sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
