@@ -1,15 +1,19 @@
 """What a person is told: exit statuses, one sentence for a mistake, one object for a program."""
 
+import argparse
 import errno
 import io
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from beit.cli import main
+from beit.cli import main, parser
+from beit.cli.arguments import unexpected
 from beit.cli.devices import _for_ranks
 from beit.data.watch import LoaderError
 from beit.engine import distribution
@@ -31,6 +35,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown action": (["recipes", "shwo"], ["'shwo'", "did you mean show?"]),
     "nothing to train on": (["pretrain", "digits"], ["--data", "--out", "pretrain --help"]),
     "unknown flag": (["report", "TMP", "--jsn"], ["'--jsn'", "did you mean --json?"]),
+    "what is no flag": (
+        ["predict", "TMP", "TMP", "--pictures", "x"],
+        ["'--pictures'", "predict --help"],
+    ),
     "no number": (["demo", "--seed", "x"], ["--seed", "'x'"]),
     "fields of no recipe": (["demo", "--optim.lr", "1"], ["demo does not take '--optim.lr=1'"]),
     "unknown recipe": (["pretrain", "digts", *PRETRAIN[2:]], ["'digts'", "did you mean digits?"]),
@@ -153,6 +161,36 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(name: str, tmp_path: Path) 
 
 HELP = "demo tokenizer pretrain classify segment evaluate predict probe push data recipes".split()
 HELP += ["", "compare", "data check", "data info"]
+
+
+def _commands(
+    above: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Every command by its words."""
+    for action in above._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from _commands(below, (*words, name))
+            return
+    yield words, above
+
+
+COMMANDS = dict(_commands(parser()))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_flag_is_suggested_that_there_is_not(command: tuple[str, ...]) -> None:
+    """Not even to those who write what the help calls an argument as a flag."""
+    asked = [*command]
+    for action in COMMANDS[command]._actions:
+        if action.required:
+            asked += [*action.option_strings[:1], str(next(iter(action.choices or "1")))]
+    options, _ = parser().parse_known_args(asked)
+    taken = COMMANDS[command]._option_string_actions
+    for name in vars(options):
+        for typed in (f"--{name}", f"--{name}s"):
+            hint = re.search(r"did you mean (\S+)\?", unexpected(typed, options))
+            assert hint is None or hint[1] in taken
 
 
 @pytest.mark.parametrize("command", [*HELP, "recipes list", "recipes show", "report"])

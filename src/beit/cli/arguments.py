@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
         """Raise what `main` turns into exit status 2."""
         raise UserError(f"{_nearest_choice(message)}; see `{self.prog} --help`")
 
+    @property
+    def flags(self) -> list[str]:
+        """The long options that it takes."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
 
 def _nearest_choice(message: str) -> str:
     """Add the nearest right word to argparse's complaint about a wrong one."""
@@ -54,7 +59,7 @@ def add_command(commands: Any, name: str, help_text: str, run: Any, **more: Any)
     command.add_argument(
         "--json", action="store_true", help="print the result as JSON on the last line"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
@@ -98,5 +103,5 @@ def unexpected(argument: str, options: argparse.Namespace) -> str:
 
 def flags(options: argparse.Namespace) -> list[str]:
     """The flags that a command has."""
-    hidden = {"run", "command", "recipe", "takes_overrides", "overrides", "argv"}
-    return [f"--{name.replace('_', '-')}" for name in vars(options) if name not in hidden]
+    parser: Parser = options.parser
+    return parser.flags
