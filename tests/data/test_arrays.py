@@ -11,6 +11,7 @@ from PIL import Image
 from beit.data.arrays import digits, stratified
 from beit.data.decode import BadPicture
 from beit.data.hub import HubSource
+from beit.data.pack import PackSettings, pack
 from beit.data.sources import HasBytes, labels_of, open_source
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
@@ -256,9 +257,24 @@ def test_a_row_names_no_file_outside_the_data_set(
     monkeypatch.chdir(tmp_path)
     source = open_source("hf:photos", "train")
     assert np.array_equal(np.asarray(source.read(0)), scene())
+    assert isinstance(source, HasBytes) and source.read_bytes(0) == inside.read_bytes()
     for place in range(1, len(rows)):
         with pytest.raises(BadPicture, match="outside the data set"):
             source.read(place)
+
+
+def test_a_hub_set_is_packed_without_writing_its_jpegs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [saved(Image.fromarray(scene(20, 24 + more)), "JPEG", quality=60) for more in range(3)]
+    rows = _rows(len(files))
+    for row, data in zip(rows.rows, files, strict=True):
+        row["photo"] = {"bytes": data, "path": None}
+    _hub(monkeypatch, {"train": rows})
+    pack({"train": open_source("hf:photos", "all")}, tmp_path / "pack", PackSettings())
+    packed = open_source(str(tmp_path / "pack"), "train")
+    assert isinstance(packed, HasBytes)
+    assert [packed.read_bytes(place) for place in range(len(packed))] == files
 
 
 @pytest.mark.parametrize("version", [3, 4])

@@ -36,11 +36,16 @@ class HubSource:
         return len(self._places)
 
     def read(self, index: int) -> Image.Image:
-        """Picture `index` as RGB; raises `BadPicture`."""
+        """Decode picture `index`; raises `BadPicture`."""
+        return decode(self.read_bytes(index))
+
+    def read_bytes(self, index: int) -> bytes:
+        """The file's content, from the row or from where that says; raises `BadPicture`."""
         cell = self._rows[int(self._places[index])][self._picture]
         if cell is None:
             raise BadPicture("no picture in this row")
-        return decode(cell["bytes"] if cell["bytes"] is not None else self._own_file(cell))
+        held: bytes | None = cell["bytes"]
+        return self._own_file(cell) if held is None else held
 
     def _own_file(self, cell: dict[str, Any]) -> bytes:
         """The file that a row names, where it lies with the data set: a row is from outside.
