@@ -13,11 +13,12 @@ import torch
 
 from beit.commands.sharing.graphs import real_pictures
 from beit.interop.dalle import read_dalle
+from beit.interop.foreign import read_foreign
 from beit.interop.infer import Hints
 from beit.interop.linear_probes import LinearProbes
 from beit.interop.models import model_from_tensors
 from beit.interop.onnx import Model, to_onnx, to_torch_export
-from beit.interop.timm_models import from_module, read_timm
+from beit.interop.timm_models import from_module
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.decoder_config import decoder_config
@@ -154,7 +155,7 @@ def _layouts() -> Parity:
         for number, name in enumerate(LAYOUTS):
             file = Path(folder) / f"{number}.pth"
             torch.save(saved(name, theirs.state_dict()), file)
-            tokens = read_timm(file, heads=HEADS).encoder(images).tokens
+            tokens = read_foreign(file, heads=HEADS).encoder(images).tokens
             found.append(_features(tokens, theirs, images))
     return _worst(found)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import beit
 from beit.cli import main
 from beit.commands.assembly.saved_models import save_masked_image_model
-from beit.interop.models import read_model
+from beit.interop.models import model_from_file
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
@@ -137,7 +137,7 @@ def test_we_load_what_transformers_writes(
     model = beit.load(tmp_path / "ours")
     if isinstance(model, Encoder):
         assert any("last LayerNorm" in note for note in result["notes"])
-        left = read_model(tmp_path / "theirs").left_out
+        left = model_from_file(tmp_path / "theirs").left_out
         assert left and {*left} <= load_file(tmp_path / "theirs" / "model.safetensors").keys()
     _convert(capsys, tmp_path / "ours", tmp_path / "again", "--to", "transformers")
     before = load_file(tmp_path / "theirs" / "model.safetensors")

@@ -21,7 +21,7 @@ from beit.commands.assembly.saved_models import save_classifier, save_segmenter
 from beit.commands.using.finished import read_finished
 from beit.errors import UserError
 from beit.interop.linear_probes import read_probes
-from beit.interop.models import read_model
+from beit.interop.models import model_from_file
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
 from beit.nn.decoder_config import PYRAMID, DecoderConfig, default_pyramid
@@ -238,7 +238,7 @@ def test_a_published_classifier_is_right_with_our_pictures(
     )
     kept = beit.load(tmp_path / "as it is")
     assert isinstance(kept, Classifier)
-    theirs_own = read_model(tmp_path / "theirs").encoder.state_dict()
+    theirs_own = model_from_file(tmp_path / "theirs").encoder.state_dict()
     _same(dict(kept.encoder.state_dict()), dict(theirs_own))
 
 
@@ -303,7 +303,7 @@ def test_impossible_headers_are_refused(tmp_path: Path, header: dict[str, str]) 
     theirs = timm_model("per-layer", True, (32, 32))
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors", header)
     with pytest.raises(UserError, match="impossible header"):
-        read_model(tmp_path / "theirs.safetensors")
+        model_from_file(tmp_path / "theirs.safetensors")
 
 
 @pytest.mark.parametrize("to", ["reference", "transformers"])
@@ -370,7 +370,7 @@ def test_the_reference_s_linear_probes(
 def test_probes_are_no_model_and_fit_one_encoder(tmp_path: Path) -> None:
     torch.save(_probes(), tmp_path / "probes.pth")
     with pytest.raises(UserError, match="linear probes.*no encoder"):
-        read_model(tmp_path / "probes.pth")
+        model_from_file(tmp_path / "probes.pth")
     with pytest.raises(UserError, match="2 layers of width 24, and the encoder has 3"):
         read_probes(tmp_path / "probes.pth").logits(_encoder(depth=3), torch.randn(1, 3, 32, 32))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from beit.errors import UserError
 from beit.interop.export import Exported
-from beit.interop.models import ForeignModel, read_model
+from beit.interop.models import ForeignModel, model_from_file
 from beit.interop.segmentation import renames
 from beit.interop.segmentation_export import (
     segmentation_to_reference,
@@ -71,7 +71,7 @@ def write(exported: Exported, path: Path) -> Path:
 
 
 def read(path: Path, **more: Any) -> ForeignModel:
-    model = read_model(path, **{"heads": 4, **more})
+    model = model_from_file(path, **{"heads": 4, **more})
     assert model.segmenter is not None and model.segmenter.encoder is model.encoder
     assert model.head is None and not model.segmenter.training
     return model
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, name: str) -> None
     weights = torch.load(tmp_path / "good.pth", weights_only=True)["state_dict"]
     torch.save({"state_dict": _changed(weights, change)}, tmp_path / "bad.pth")
     with pytest.raises(UserError) as caught:
-        read_model(tmp_path / "bad.pth")
+        model_from_file(tmp_path / "bad.pth")
     assert words in str(caught.value)
 
 
@@ -281,13 +281,13 @@ def test_impossible_descriptions_are_refused(
     config = json.loads((tmp_path / "hub" / "config.json").read_text()) | change
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):
-        read_model(tmp_path / "hub")
+        model_from_file(tmp_path / "hub")
 
 
 def test_transformers_weights_without_their_config_are_refused(tmp_path: Path) -> None:
     folder = write(segmentation_to_transformers(ours()), tmp_path / "hub")
     with pytest.raises(UserError, match="which layers"):
-        read_model(folder / "model.safetensors", heads=4)
+        model_from_file(folder / "model.safetensors", heads=4)
 
 
 @pytest.mark.parametrize(
@@ -327,4 +327,4 @@ def test_zeros_alone_are_no_blocks_to_leave_out(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (tmp_path / "w.bin").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="reads layer 3, and this encoder has 0 to 0"):
-        read_model(folder)
+        model_from_file(folder)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from beit.commands.assembly.initial import Initial, Start
 from beit.errors import UserError
 from beit.interop import hub, timm_models
+from beit.interop.foreign import read_foreign
 from beit.interop.models import ForeignModel
 from beit.interop.normalisation import HALF, IMAGENET, Normalisation, fold, normalisation_from
-from beit.interop.timm_models import from_module, read_timm
+from beit.interop.timm_models import from_module
 from beit.nn.heads import ClassifierHead
 from interop.backbone_files import LAYOUTS, prefixed, saved
 from interop.interop_models import HEADS, randomise, timm_model, vit_model
@@ -51,7 +52,7 @@ def _everything_is_taken_or_named(own: ForeignModel, file: dict[str, Any], body:
 def test_every_layout_gives_timm_s_features(tmp_path: Path, name: str) -> None:
     theirs = vit_model(num_classes=0)
     torch.save(saved(name, theirs.state_dict()), tmp_path / "theirs.pth")
-    own = read_timm(tmp_path / "theirs.pth", heads=HEADS)
+    own = read_foreign(tmp_path / "theirs.pth", heads=HEADS)
     assert own.head is None and own.layout == "vit"
     assert any("bias on the keys" in note for note in own.notes)
     left = any("left out what is not the encoder" in note for note in own.notes)
@@ -63,7 +64,7 @@ def test_every_layout_gives_timm_s_features(tmp_path: Path, name: str) -> None:
 def test_safetensors_and_a_classifier(tmp_path: Path) -> None:
     theirs = vit_model(global_pool="avg")
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    own = read_timm(tmp_path / "theirs.safetensors", heads=HEADS)
+    own = read_foreign(tmp_path / "theirs.safetensors", heads=HEADS)
     assert isinstance(own.head, ClassifierHead)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -79,7 +80,7 @@ def test_what_is_zero_in_ours_is_filled_in(tmp_path: Path, size: tuple[int, int]
     )
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     given = None if size == (32, 32) else size
-    own = read_timm(tmp_path / "theirs.safetensors", heads=HEADS, image_size=given)
+    own = read_foreign(tmp_path / "theirs.safetensors", heads=HEADS, image_size=given)
     assert any("no position" in note for note in own.notes)
     assert any("no bias" in note for note in own.notes)
     _same_features(own, theirs, size)
@@ -89,7 +90,7 @@ def test_moco_s_small_model_has_narrow_heads(tmp_path: Path) -> None:
     theirs = vit_model(num_classes=0, embed_dim=384, num_heads=12, depth=1)
     wrapped = {"state_dict": prefixed("module.base_encoder.", theirs.state_dict())}
     torch.save(wrapped, tmp_path / "vit-s-300ep.pth.tar")
-    own = read_timm(tmp_path / "vit-s-300ep.pth.tar")
+    own = read_foreign(tmp_path / "vit-s-300ep.pth.tar")
     assert own.encoder.config.heads == 12
     assert any("12 attention heads" in note for note in own.notes)
     _same_features(own, theirs)
@@ -112,7 +113,7 @@ def test_what_is_no_encoder_of_ours_is_refused_with_the_reason(tmp_path: Path, r
     theirs = vit_model(name, **more)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match=reason):
-        read_timm(tmp_path / "theirs.safetensors", heads=HEADS)
+        read_foreign(tmp_path / "theirs.safetensors", heads=HEADS)
 
 
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -149,7 +150,7 @@ def _by_name(
     theirs.pretrained_cfg = {"mean": fed.mean, "std": fed.deviation}
     monkeypatch.setattr(timm_models, "_created", lambda name, pretrained: theirs)
     monkeypatch.setattr(hub, "_answers", lambda address: True)
-    return read_timm("timm:vit_tiny_patch16_224")
+    return read_foreign("timm:vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize("theirs", ["vit", "beit", "beitv2"])
@@ -208,7 +209,7 @@ def test_impossible_colours_are_refused(deviation: Any) -> None:
 )
 def test_names_that_cannot_be(name: str, complaint: str) -> None:
     with pytest.raises(UserError) as refused:
-        read_timm(f"timm:{name}")
+        read_foreign(f"timm:{name}")
     assert complaint in str(refused.value)
 
 
@@ -220,7 +221,7 @@ def test_without_a_network_one_sentence_says_what_to_do(
     monkeypatch.setattr(hub, "_answers", lambda address: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"not in the cache.*without a network give a folder"):
-        read_timm("timm:vit_tiny_patch16_224")
+        read_foreign("timm:vit_tiny_patch16_224")
     assert constants.HF_HUB_OFFLINE is False
 
 
@@ -244,7 +245,7 @@ def _page(folder: Path, **more: Any) -> Any:
 def test_a_page_of_timm_s_says_what_shapes_do_not(tmp_path: Path, given: str) -> None:
     theirs = _page(tmp_path / "page")
     path = tmp_path / "page" / ("" if given == "folder" else "model.safetensors")
-    own = read_timm(path)
+    own = read_foreign(path)
     assert own.encoder.config.heads == 3 and own.labels == ("a", "b", "c", "d", "e")
     images = torch.randn(1, 3, 32, 32)
     ours, half = (torch.tensor(side)[:, None, None] for side in (IMAGENET.mean, HALF.mean))
@@ -275,10 +276,10 @@ def test_a_page_of_timm_s_says_what_shapes_do_not(tmp_path: Path, given: str) ->
 def test_impossible_pages_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     _page(tmp_path / "page", **change)
     if change == {"pretrained_cfg": []}:  # says nothing
-        read_timm(tmp_path / "page")
+        read_foreign(tmp_path / "page")
         return
     with pytest.raises(UserError):
-        read_timm(tmp_path / "page")
+        read_foreign(tmp_path / "page")
 
 
 @pytest.mark.slow
@@ -306,7 +307,7 @@ def test_models_of_full_size(name: str) -> None:
 def test_a_run_tells_what_it_left_of_a_file(tmp_path: Path) -> None:
     theirs = vit_model(num_classes=0)
     torch.save(saved("mae with its decoder", theirs.state_dict()), tmp_path / "theirs.pth")
-    found = read_timm(tmp_path / "theirs.pth", heads=HEADS)
+    found = read_foreign(tmp_path / "theirs.pth", heads=HEADS)
     given = Initial(found.encoder, found.head, foreign=found)
     left = Start(found.encoder, "theirs.pth", given).record["left_out"]
     assert {"decoder_pos_embed", "decoder_norm.bias", "mask_token", "norm.weight"} <= {*left}

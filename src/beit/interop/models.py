@@ -63,7 +63,7 @@ class ForeignModel:
     left_out: tuple[str, ...] = ()
 
 
-def read_model(
+def model_from_file(
     path: str | Path,
     *,
     image_size: tuple[int, int] | None = None,
@@ -71,6 +71,9 @@ def read_model(
     average: bool = False,
 ) -> ForeignModel:
     """Read a model of the reference's, transformers', timm's, or a plain vision Transformer.
+
+    It takes pictures as they were normalised for it: `beit.interop.foreign.read_foreign` gives one
+    that takes ours.
 
     Args:
         path: A `.pth`, `.pt` or `.safetensors` file, or a transformers folder.
@@ -123,7 +126,7 @@ def read_model(
 def model_from_tensors(
     tensors: Mapping[str, Tensor], hints: Hints | None = None, where: str = "the state dict"
 ) -> ForeignModel:
-    """Build our model from a state dict in any layout we know; see `read_model`."""
+    """Build our model from a state dict in any layout we know; see `model_from_file`."""
     theirs = {name: value for name, value in tensors.items() if INDEX_SUFFIX not in name}
     layout, theirs = _layout_of(theirs, where)
     theirs, left_out, notes = _without_beside(layout, theirs)

@@ -92,7 +92,7 @@ def segmentation_to_transformers(
     transformers counts the embeddings among the layers twice over: its out_indices i is what block
     i - 2 puts out (from 0), and i may not exceed the number of blocks, so that it cannot read the
     last one. For a segmenter that does, one more block of zeros is written, which is only there to
-    be counted: it is never read, and the outputs are the same. `read_model` leaves it out again.
+    be counted: it is never read, and the outputs are the same. `model_from_file` leaves it out.
 
     Args:
         segmenter: A UPerNet with batch norms, on squares.

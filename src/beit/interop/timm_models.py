@@ -1,9 +1,8 @@
-"""Other people's backbones to start from: timm's by name, plain vision Transformers in files."""
+"""timm's models by their names, and as objects."""
 
 import difflib
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import nn
 from beit.errors import UserError
 from beit.interop.hub import first_line, impatient
 from beit.interop.infer import Hints
-from beit.interop.models import ForeignModel, for_our_pictures, model_from_tensors, read_model
-from beit.interop.normalisation import Normalisation, normalisation_from
+from beit.interop.models import ForeignModel, model_from_tensors
+from beit.interop.normalisation import normalisation_from
 from beit.interop.plain_vit import reason_in_parts
-from beit.interop.timm_folders import as_described, described_by_timm, weights_in
 from beit.interop.told import Prepared, centre_share
 from beit.nn.encoder import Encoder
 
@@ -23,50 +21,17 @@ PREFIX = "timm:"
 TOLERANCE = 1e-3  # on normalised features, which are of order one; float32 in both
 
 
-def read_timm(
-    spec: str | Path,
-    *,
-    image_size: tuple[int, int] | None = None,
-    heads: int | None = None,
-    average: bool = False,
-    fed: Normalisation | None = None,
-) -> ForeignModel:
-    """Read a backbone of timm's, or a file in one of the layouts of plain vision Transformers.
-
-    Pictures may be normalised with ImageNet's mean and deviation afterwards, as everywhere here:
-    where a model is known to have been fed with others, its patch projection makes up for it.
+def model_named(name: str) -> ForeignModel:
+    """Read a model of timm's by its name, as its pictures were normalised.
 
     Args:
-        spec: `timm:NAME`, with pre-trained weights from timm's own cache or from the hub; or a
-            `.pth`, `.pt` or `.safetensors` file (timm, DeiT, MAE, DINO, MoCo v3, the reference);
-            or a folder of transformers or of timm.
-        image_size: (height, width), for files that do not say and where it is no square.
-        heads: Attention heads, for files that do not say how many.
-        average: Take the moving average of the weights from a file that has both.
-        fed: What its pictures were normalised with; wins over what a file says.
-
-    Returns:
-        The encoder, its classifier if there is one, and what was assumed, filled in or left out.
+        name: As timm has it, with a tag where there are several; pre-trained weights come from
+            timm's own cache or from the hub.
 
     Raises:
-        UserError: There is no such model or file, its weights cannot be had, or it is not an
-            encoder of ours.
+        UserError: There is no such model, its weights cannot be had, or it is not an encoder of
+            ours.
     """
-    path, described = Path(spec), None
-    if str(spec).startswith(PREFIX):
-        model = _named(str(spec).removeprefix(PREFIX))
-    elif (described := described_by_timm(path)) is None:
-        model = read_model(path, image_size=image_size, heads=heads, average=average)
-    else:
-        size, count = image_size or described.image_size, heads or described.heads
-        model = read_model(weights_in(path), image_size=size, heads=count, average=average)
-        model = as_described(model, described)
-    if fed is not None:
-        model = replace(model, prepared=model.prepared._replace(fed=fed))
-    return for_our_pictures(model)
-
-
-def _named(name: str) -> ForeignModel:
     _require_known(name)
     where = f"timm's {name}"
     with torch.device("meta"):  # what it is made of can be told before anything is fetched

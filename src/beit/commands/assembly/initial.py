@@ -15,6 +15,7 @@ from beit.commands.assembly.foreign import head_of
 from beit.errors import UserError
 from beit.files import atomic_write_text, read_json_object
 from beit.interop import hub, timm_models
+from beit.interop.foreign import read_foreign
 from beit.interop.models import ForeignModel
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
@@ -65,7 +66,7 @@ def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
         UserError: There is nothing there, or nothing with an encoder in it.
     """
     if str(spec).startswith(timm_models.PREFIX):
-        return _theirs(timm_models.read_timm(spec))
+        return _theirs(read_foreign(spec))
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if not path.exists():
         raise UserError(
@@ -73,7 +74,7 @@ def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
         )
     if path.is_dir() and "kind" in saved_models.read_config(path):
         return _ours(path)
-    return _theirs(timm_models.read_timm(path))
+    return _theirs(read_foreign(path))
 
 
 def _theirs(found: ForeignModel) -> Initial:

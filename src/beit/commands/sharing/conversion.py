@@ -14,6 +14,7 @@ from beit.files import atomic_write_bytes
 from beit.interop import hub, linear_probes, onnx, timm_models
 from beit.interop.dalle import read_dalle
 from beit.interop.export import Exported, to_reference, to_timm, to_transformers
+from beit.interop.foreign import read_foreign
 from beit.interop.normalisation import NAMED
 from beit.interop.segmentation_export import (
     segmentation_to_reference,
@@ -181,7 +182,7 @@ def _read(source: str, options: Options) -> _Model:
         raise linear_probes.OnlyProbes(str(path))
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         return _read_ours(path, facts)
-    found = timm_models.read_timm(
+    found = read_foreign(
         source if source.startswith(timm_models.PREFIX) else path,
         image_size=options.image_size,
         heads=options.heads,
