@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -66,6 +67,7 @@ def _imports(path: Path, *, files: bool = False) -> list[str]:
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -154,6 +156,12 @@ def test_every_departure_is_labelled_and_listed() -> None:
         str(path.relative_to(PACKAGE)) for path in MODULES if "Departure:" in path.read_text()
     }
     assert listed == labelled
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_names_of_ours_on_a_page_are_there(page: Path) -> None:
+    for name in {*re.findall(r"\bbeit(?:\.[A-Za-z_]+){2,}", page.read_text(encoding="utf-8"))}:
+        resolve_name(name)
 
 
 def test_help_needs_nothing_heavy() -> None:
