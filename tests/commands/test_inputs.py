@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import beit
 from beit.commands.assembly.saved_models import save_encoder
+from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.commands.sharing.conversion import convert
 from beit.errors import UserError
 from beit.nn.classifier import Classifier
@@ -215,3 +216,31 @@ def test_weights_that_end_in_pkl_are_not_taken_for_dall_e_s(tmp_path: Path) -> N
     convert(tmp_path / "own", tmp_path / "theirs.pth", to="reference")
     (tmp_path / "theirs.pth").rename(tmp_path / "theirs.pkl")
     assert isinstance(beit.load(tmp_path / "theirs.pkl"), Encoder)
+    convert(tmp_path / "theirs.pkl", tmp_path / "again.safetensors", to="timm")
+    assert isinstance(beit.load(tmp_path / "again.safetensors"), Encoder)
+    with pytest.raises(UserError, match="theirs.pkl is no tokenizer"):
+        load_tokenizer(tmp_path / "theirs.pkl")
+
+
+def test_dall_e_s_file_is_known_under_any_name(tmp_path: Path) -> None:
+    save_models(tmp_path)
+    own, other = tmp_path / "encoder.pkl", tmp_path / "dalle_encoder.pkl"
+    own.rename(other)
+    assert isinstance(beit.load(other), DiscreteVAE)
+    assert isinstance(load_tokenizer(other), DiscreteVAE)
+    convert(other, tmp_path / "ours", to="beit")
+    assert isinstance(beit.load(tmp_path / "ours"), DiscreteVAE)
+    other.rename(tmp_path / "codes.pt")
+    assert isinstance(beit.load(tmp_path / "codes.pt"), DiscreteVAE)
+
+
+def test_what_cannot_be_looked_into_is_told_by_its_name(tmp_path: Path) -> None:
+    log = tmp_path / "codes.pkl"
+    log.write_text("--2021-06-20 10:00:00--  https://cdn.example.org/dall-e/encoder.pkl\n")
+    uses: list[Callable[[Path], object]] = [beit.load, load_tokenizer]
+    uses.append(lambda file: convert(file, tmp_path / "out", to="beit"))
+    for use in uses:
+        with pytest.raises(UserError, match="wget's log"):
+            use(log)
+        with pytest.raises(UserError, match=r"nothing\.pkl cannot be read \(No such file"):
+            use(tmp_path / "nothing.pkl")

@@ -12,7 +12,7 @@ from torch import nn
 import beit
 from beit.cli import main
 from beit.errors import UserError
-from beit.interop.dalle import read_dalle
+from beit.interop.dalle import is_dalle, read_dalle
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.tokenizer import storage
 from beit.tokenizer.dvae import DiscreteVAE, map_pixels
@@ -74,6 +74,16 @@ def test_an_encoder_alone_gives_codes_and_says_what_it_lacks(tmp_path: Path) -> 
     with torch.no_grad():
         assert torch.equal(read.model.codes(images), encoder(map_pixels(images)).argmax(1))
         assert (read.model.reconstruct(images) - 0.5).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "old"])
+def test_they_are_known_by_the_class_they_name(tmp_path: Path, archive: bool) -> None:
+    save_models(tmp_path, archive=archive)
+    weights = {"conv.w": torch.ones(3), "step": 7}
+    torch.save(weights, tmp_path / "w.pkl", _use_new_zipfile_serialization=archive)
+    for name in ("encoder.pkl", "decoder.pkl"):
+        assert is_dalle((tmp_path / name).rename(tmp_path / f"{name}.pth"))
+    assert not is_dalle(tmp_path / "w.pkl") and not is_dalle(tmp_path)
 
 
 def test_files_that_were_swapped_are_told_apart(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """DALL-E's released tokenizer (`encoder.pkl`, `decoder.pkl`) as a discrete VAE of ours."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.interop.modules import PickledModule, read_module
+from beit.interop.modules import PickledModule, pickled_class, read_module
 from beit.interop.pickles import Name
 from beit.interop.translate import few
 from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
@@ -74,6 +75,17 @@ def read_dalle(encoder: str | Path, decoder: str | Path | None = None) -> Tokeni
     model = DiscreteVAE(config)
     model.load_state_dict(tensors, strict=True)
     return Tokenizer(model.eval(), notes)
+
+
+def is_dalle(path: Path) -> bool:
+    """Whether a file is to be read as DALL-E's, whatever it is called: by the class it names.
+
+    What cannot be looked into is told by its name, so that `read_dalle` can say what is wrong.
+    """
+    if path.is_file():
+        with suppress(UserError):
+            return pickled_class(path) in (ENCODER, DECODER)
+    return path.suffix == ".pkl" and not path.is_dir()
 
 
 def _read(path: Path, wanted: Name) -> PickledModule:

@@ -80,14 +80,32 @@ def require_plain_pickle(path: Path, kind: FileKind) -> None:
         UserError: The pickle is damaged, or does what no saved weights do.
     """
     try:
-        if kind == "zip":
-            with open_archive(path) as archive:
-                read_pickle(BytesIO(_pickle_in(archive)[1]), None)
-        else:
-            _header(stream := BytesIO(path.read_bytes()))
-            read_pickle(stream, None)
+        _root(path, kind)
     except Refused as refusal:
         raise UserError(f"{path} is refused: {refusal}; nothing in it was executed") from refusal
+
+
+def pickled_class(path: Path) -> Name | None:
+    """Whose object a file of torch's holds, from its pickle alone; None for plain values.
+
+    Raises:
+        UserError: It is no such file, or is damaged.
+    """
+    try:
+        root = _root(path, sniff(path), LARGEST_PICKLE)
+    except Refused as refusal:
+        raise UserError(f"{path} is refused: {refusal}; nothing in it was executed") from refusal
+    return root.maker if isinstance(root, Record) else None
+
+
+def _root(path: Path, kind: FileKind, most: int = -1) -> Any:
+    """What a file's pickle says; of an older file no more than its first bytes can be read."""
+    if kind == "zip":
+        with open_archive(path) as archive:
+            return read_pickle(BytesIO(_pickle_in(archive)[1]), None)
+    with path.open("rb") as file:
+        _header(stream := BytesIO(file.read(most)))
+    return read_pickle(stream, None)
 
 
 def _pickle_in(archive: ZipFile) -> tuple[str, bytes]:

@@ -12,7 +12,7 @@ from beit.commands.using.finished import usual_share
 from beit.errors import UserError
 from beit.files import atomic_write_bytes
 from beit.interop import hub, linear_probes, onnx, timm_models
-from beit.interop.dalle import read_dalle
+from beit.interop.dalle import is_dalle, read_dalle
 from beit.interop.export import Exported, to_reference, to_timm, to_transformers
 from beit.interop.foreign import read_foreign
 from beit.interop.normalisation import NAMED
@@ -114,7 +114,7 @@ def convert(
     _require_free(out, to)
     if options.normalisation is not None and options.normalisation not in NAMED:
         raise UserError(f"normalisation is one of {', '.join(NAMED)}, not {options.normalisation}")
-    if path.suffix == ".pkl":
+    if is_dalle(path):
         return _convert_tokenizer(path, out, to)
     try:
         model = _read(str(source), options)

@@ -15,6 +15,7 @@ from beit.data.views import ViewSettings
 from beit.engine.distribution import current_world
 from beit.errors import UserError
 from beit.interop import hub
+from beit.interop.dalle import is_dalle
 from beit.interop.told import segmenting_told
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
@@ -71,9 +72,9 @@ def load(path: str | Path) -> Model:
 
     Args:
         path: A run or model folder, a folder of transformers or of timm, a weight file (`.pth`,
-            `.pt`, `.safetensors`), `timm:NAME`, DALL-E's `encoder.pkl`, or a repository of the hub,
-            with `@revision` where not the newest is wanted. From the hub only safetensors, JSON
-            and Markdown are fetched.
+            `.pt`, `.safetensors`), `timm:NAME`, DALL-E's `encoder.pkl` under any name, or a
+            repository of the hub, with `@revision` where not the newest is wanted. From the hub
+            only safetensors, JSON and Markdown are fetched.
 
     Returns:
         A tokenizer, a pre-trained model, a classifier, a segmenter or an encoder; in evaluation
@@ -92,7 +93,7 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
         UserError: There is no model.
     """
     path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
-    if path.name == "encoder.pkl" and not path.is_dir():  # DALL-E's; others may be weights
+    if is_dalle(path):
         return load_tokenizer(path), {}
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         model = saved_models.load(path)
