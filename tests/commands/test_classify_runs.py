@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import beit as api
+from beit.commands.assembly import saved_models
 from beit.commands.assembly.saved_models import load
 from beit.commands.looking import fine_tuning_report
 from beit.commands.using import evaluating, predicting
@@ -221,6 +222,21 @@ def test_a_model_of_another_kind_is_told_what_it_is(
     assert outcome.status == 2 and "holds a classifier; a tokenizer is wanted" in outcome.complaint
     outcome = beit(*words, pretrained)
     assert outcome.status == 2 and f"its own is in {pretrained}/tokenizer" in outcome.complaint
+
+
+def test_what_is_started_from_is_read_once(
+    pretrained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def noted(file: Path) -> Any:
+        read.append(file)
+        return load_file(file)
+
+    monkeypatch.setattr(saved_models, "load_file", noted)
+    outcome = beit(*classifying(tmp_path / "run", data, pretrained))
+    assert outcome.status == 0, outcome.err
+    assert read.count(pretrained / "model.safetensors") == 1
 
 
 def test_starts_from_a_pretraining(pretrained: Path, data: Path, tmp_path: Path) -> None:

@@ -204,6 +204,23 @@ def test_other_people_s_repositories(fake: FakeHub) -> None:
         beit.load("hf://them/beit")
 
 
+def test_a_command_asks_the_hub_once(tmp_path: Path, run: Path, fake: FakeHub) -> None:
+    beit.push(run, "hf://me/colours", licence="mit")
+    theirs = hub_model("BeitForImageClassification", "per-layer", True, use_mean_pooling=True)
+    theirs.save_pretrained(fake.folder / "them" / "beit")
+    data = run.parent / "my | colours"
+    for spec, out in (("hf://me/colours", tmp_path / "mine"), ("hf://them/beit", tmp_path / "it")):
+        for words in (
+            ["evaluate", spec, "--data", data],
+            ["predict", spec, data],
+            ["convert", spec, out, "--to", "beit"],
+        ):
+            fake.asked.clear()
+            command(*words)
+            assert len([asked for asked in fake.asked if "download" in asked]) == 1, words
+        assert isinstance(beit.load(out), Classifier)
+
+
 @pytest.mark.parametrize(
     "spec",
     ["hf://", "hf://owner", "hf://owner/name/more", "hf://../name", "hf://a/b@", "hf://a b/c"],

@@ -38,6 +38,17 @@ def repository(spec: str) -> Repository:
     return Repository(found[1], found[2])
 
 
+def located(spec: str | Path) -> Path:
+    """Where a model lies: `hf://owner/name` is fetched, and everything else is its own place.
+
+    Each call asks the hub anew: whoever needs the place more than once keeps it.
+
+    Raises:
+        UserError: It cannot be had from the hub, or is no model in safetensors.
+    """
+    return fetch(str(spec)) if str(spec).startswith(PREFIX) else Path(spec)
+
+
 def fetch(spec: str, token: str | None = None) -> Path:
     """Bring a model's folder from the hub, or find it in the hub's cache.
 

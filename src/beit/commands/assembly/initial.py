@@ -14,8 +14,9 @@ from beit.commands.assembly.build import INITIALISATION_STREAM, encoder_config_o
 from beit.commands.assembly.foreign import head_of
 from beit.errors import UserError
 from beit.files import atomic_write_text, read_json_object
-from beit.interop import hub, timm_models
+from beit.interop import timm_models
 from beit.interop.foreign import read_foreign
+from beit.interop.hub import located
 from beit.interop.models import ForeignModel
 from beit.nn.classifier import Classifier
 from beit.nn.config import EncoderConfig
@@ -24,6 +25,7 @@ from beit.nn.encoder import Encoder
 from beit.nn.resize import adapted
 from beit.nn.segmenter import Segmenter
 from beit.recipes.models import EncoderRecipe
+from beit.tokenizer.dvae import DiscreteVAE
 
 NOTHING = "none"
 INITIAL = "initial.json"
@@ -67,7 +69,7 @@ def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
     """
     if str(spec).startswith(timm_models.PREFIX):
         return _theirs(read_foreign(spec))
-    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
+    path = located(spec)
     if not path.exists():
         raise UserError(
             f"there is no {spec}: give a finished run, a model folder or a weight file{otherwise}"
@@ -87,13 +89,17 @@ def _theirs(found: ForeignModel) -> Initial:
 
 def _ours(path: Path) -> Initial:
     model = saved_models.load(path)
+    if isinstance(model, DiscreteVAE):
+        raise UserError(f"{path} holds a tokenizer; a model with an encoder is wanted")
     if isinstance(model, Segmenter):
         head = head_of(model)
         return Initial(model.encoder, head, labels=model.labels, decoder=model.config)
     if isinstance(model, Classifier):
         return Initial(model.encoder, model.head, labels=model.labels)
     tokenizer = str(saved_models.read_config(path).get("tokenizer", ""))
-    return Initial(*saved_models.load_encoder_and_head(path), tokenizer=tokenizer)
+    if isinstance(model, Encoder):
+        return Initial(model, None, tokenizer=tokenizer)
+    return Initial(model.encoder, model.head, tokenizer=tokenizer)
 
 
 @dataclass

@@ -215,16 +215,6 @@ def what(model: Model) -> str:
     return _NAMES[type(model)]
 
 
-def load_encoder_and_head(path: str | Path) -> tuple[Encoder, Head | None]:
-    """Load a pre-trained model, a classifier or a bare encoder, and refuse a tokenizer."""
-    model = load(path)
-    if isinstance(model, DiscreteVAE):
-        raise UserError(f"{path} holds a tokenizer; a model with an encoder is wanted")
-    if isinstance(model, Encoder):
-        return model, None
-    return model.encoder, None if isinstance(model, Segmenter) else model.head
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Read and check a model folder's config.json."""
     file = folder / "config.json"

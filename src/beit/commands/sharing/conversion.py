@@ -11,10 +11,11 @@ from beit.commands.sharing.graphs import DIGITS, real_pictures
 from beit.commands.using.finished import usual_share
 from beit.errors import UserError
 from beit.files import atomic_write_bytes
-from beit.interop import hub, linear_probes, onnx, timm_models
+from beit.interop import linear_probes, onnx
 from beit.interop.dalle import is_dalle, read_dalle
 from beit.interop.export import Exported, to_reference, to_timm, to_transformers
 from beit.interop.foreign import read_foreign
+from beit.interop.hub import located
 from beit.interop.normalisation import NAMED
 from beit.interop.segmentation_export import (
     segmentation_to_reference,
@@ -110,14 +111,15 @@ def convert(
         UserError: The source is refused, does not fit, or the target is in the way.
     """
     options = options or Options()
-    path, out = Path(source), Path(target)
+    out = Path(target)
     _require_free(out, to)
     if options.normalisation is not None and options.normalisation not in NAMED:
         raise UserError(f"normalisation is one of {', '.join(NAMED)}, not {options.normalisation}")
+    path = located(source)
     if is_dalle(path):
         return _convert_tokenizer(path, out, to)
     try:
-        model = _read(str(source), options)
+        model = _read(path, options)
     except linear_probes.OnlyProbes:
         return _convert_probes(path, out, to)
     if options.encoder_only:
@@ -176,14 +178,13 @@ def _convert_probes(path: Path, out: Path, to: Format) -> dict[str, Any]:
     }
 
 
-def _read(source: str, options: Options) -> _Model:
-    path = hub.fetch(source) if source.startswith(hub.PREFIX) else Path(source)
+def _read(path: Path, options: Options) -> _Model:
     if path.is_dir() and linear_probes.probes_in(path):
         raise linear_probes.OnlyProbes(str(path))
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
         return _read_ours(path, facts)
     found = read_foreign(
-        source if source.startswith(timm_models.PREFIX) else path,
+        path,
         image_size=options.image_size,
         heads=options.heads,
         average=options.average,

@@ -14,9 +14,9 @@ from torch import Tensor
 from beit.commands.assembly.build import choose_device, evaluation_workers
 from beit.commands.assembly.stage import EVALUATION_BATCH, prepared_batches
 from beit.commands.training.segment import measured, settings_of
-from beit.commands.using.finished import Finished, read_finished
+from beit.commands.using.finished import Finished, finished_of, read_whole
+from beit.commands.using.masked_evaluation import is_pre_training
 from beit.commands.using.masked_evaluation import measured as measured_at_masks
-from beit.commands.using.masked_evaluation import pre_training_in
 from beit.commands.using.prediction_table import prediction_table
 from beit.data.bad_pictures import BadPictureTaker
 from beit.data.indexed import Split
@@ -27,6 +27,7 @@ from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore
 from beit.files import atomic_write_text, json_of_measured
+from beit.interop.hub import located
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter
 from beit.recipes.models import DataRecipe
@@ -68,11 +69,12 @@ def evaluate(
         _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
         where = data, split, world, place
-        if (folder := pre_training_in(spec)) is not None:
+        path = located(spec)
+        if is_pre_training(path):
             _refuse_dense(dense)
-            found, table = _predicted(folder, changes or {}, *where)
+            found, table = _predicted(path, changes or {}, *where)
         else:
-            finished = read_finished(spec)
+            finished = finished_of(*read_whole(path), spec)
             if changes:
                 raise UserError(f"--{next(iter(changes))} is for pre-trainings; leave it out")
             if isinstance(finished.model, Segmenter):

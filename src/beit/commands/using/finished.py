@@ -14,8 +14,8 @@ from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.data.views import ViewSettings
 from beit.engine.distribution import current_world
 from beit.errors import UserError
-from beit.interop import hub
 from beit.interop.dalle import is_dalle
+from beit.interop.hub import located
 from beit.interop.told import segmenting_told
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
@@ -83,16 +83,18 @@ def load(path: str | Path) -> Model:
     Raises:
         UserError: There is no such model, or its files are not one.
     """
-    return read_whole(path)[0]
+    return read_whole(located(path))[0]
 
 
-def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
+def read_whole(path: Path) -> tuple[Model, Mapping[str, Any]]:
     """Read a model, ours or other people's, with what its files say of it; doubts are printed.
+
+    Args:
+        path: Where it lies, see `located`; or `timm:NAME`.
 
     Raises:
         UserError: There is no model.
     """
-    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
     if is_dalle(path):
         return load_tokenizer(path), {}
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
@@ -100,7 +102,7 @@ def read_whole(spec: str | Path) -> tuple[Model, Mapping[str, Any]]:
         if isinstance(model, Segmenter):
             facts |= segmenting_told(facts, str(path / "config.json"))
         return model, facts
-    found = read_initial(spec).foreign
+    found = read_initial(path).foreign
     assert found is not None  # ours was read above
     for note in found.notes if current_world().main else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
@@ -126,7 +128,20 @@ def read_finished(spec: str | Path) -> Finished:
     Raises:
         UserError: It holds no such model.
     """
-    model, facts = read_whole(spec)
+    return finished_of(*read_whole(located(spec)), spec)
+
+
+def finished_of(model: Model, facts: Mapping[str, Any], spec: str | Path) -> Finished:
+    """A model as one that predicts something people can read.
+
+    Args:
+        model: Of any kind.
+        facts: What its files say of it.
+        spec: What it was asked for by, for complaints.
+
+    Raises:
+        UserError: It is no such model.
+    """
     if isinstance(model, (Classifier, Segmenter)):
         return Finished(model, facts)
     if isinstance(model, DiscreteVAE):

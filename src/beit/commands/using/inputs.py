@@ -15,6 +15,7 @@ from beit.data.given import Given, given_pictures
 from beit.data.views import ViewSettings, make_views
 from beit.errors import UserError
 from beit.evaluation.dense_inference import shown
+from beit.interop.hub import located
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
@@ -64,7 +65,7 @@ def inputs(model: str | Path | Model, pictures: Given | Sequence[Given]) -> Tens
         UserError: There is no such model, or a picture cannot be read.
     """
     if not isinstance(model, nn.Module):
-        model, _ = read_whole(model)
+        model, _ = read_whole(located(model))
     elif not isinstance(model, (DiscreteVAE, MaskedImageModel, Classifier, Segmenter, Encoder)):
         raise UserError(
             f"how pictures are cut for a {type(model).__name__} is not known: give a model that "

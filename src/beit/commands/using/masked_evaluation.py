@@ -16,7 +16,6 @@ from beit.data.bad_pictures import BadPictureTaker
 from beit.data.sources import Source
 from beit.engine.distribution import World
 from beit.errors import UserError
-from beit.interop import hub
 from beit.nn.heads import MaskedPixelHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.models import PretrainRecipe
@@ -28,12 +27,11 @@ from beit.tokenizer.dvae import DiscreteVAE
 GROUP = "masking"  # of the recipe's fields: what an evaluation may change
 
 
-def pre_training_in(spec: str | Path) -> Path | None:
-    """The folder of a pre-trained model of ours; None where there is another thing, or nothing."""
-    path = hub.fetch(str(spec)) if str(spec).startswith(hub.PREFIX) else Path(spec)
+def is_pre_training(path: Path) -> bool:
+    """Whether a folder holds a pre-trained model of ours."""
     if not path.is_dir() or not (path / "config.json").is_file():
-        return None
-    return path if saved_models.read_config(path).get("kind") == saved_models.KIND else None
+        return False
+    return bool(saved_models.read_config(path).get("kind") == saved_models.KIND)
 
 
 def masking_changed(recipe: PretrainRecipe, changes: Mapping[str, Any]) -> PretrainRecipe:
