@@ -29,9 +29,15 @@ CALLS: dict[
     "convert": (beit.convert, {}),
     "evaluate": (
         beit.evaluate,
-        {"model": "spec", **dict.fromkeys(("mode", "scales", "flip"), "dense")},
+        dict.fromkeys(("mode", "scales", "flip"), "dense"),
     ),
     "compare": (beit.compare, {}),
+    "predict": (
+        beit.predict,
+        {**dict.fromkeys(("mode", "scales", "flip"), "dense"), "lines": "quiet"},
+    ),
+    "push": (beit.push, {"run_folder": "run", "public": "private", "data_name": "data"}),
+    "report": (beit.write_report, {"run_folder": "run"}),
     "plan": (beit.plan, {}),
 }
 

@@ -35,7 +35,7 @@ from beit.report.tables import Table, text_table
 
 
 def evaluate(
-    spec: str | Path,
+    model: str | Path,
     data: GivenData,
     *,
     split: str = "val",
@@ -50,7 +50,7 @@ def evaluate(
     A pre-training is measured by what it predicts at masked places, as in its validation rows.
 
     Args:
-        spec: A classifier or segmenter (see `read_finished`), or the run of a pre-training.
+        model: A classifier or segmenter (see `read_finished`), or the run of a pre-training.
         data: Pictures, one folder a class (matched by name), or pictures with masks; for a
             pre-training any pictures.
         split: Which part of them: val, train, or test where there is one; all for classifiers and
@@ -68,23 +68,22 @@ def evaluate(
     if out is not None:
         _refuse_unwritable(Path(out))
     with process_group(place.type) as world:
-        where = data, split, world, place
-        path = located(spec)
+        path = located(model)
         if is_pre_training(path):
             _refuse_dense(dense)
-            found, table = _predicted(path, changes or {}, *where)
+            found, table = _predicted(path, changes or {}, data, split, world, place)
         else:
-            finished = finished_of(*read_whole(path), spec)
+            finished = finished_of(*read_whole(path), model)
             if changes:
                 raise UserError(f"--{next(iter(changes))} is for pre-trainings; leave it out")
             if isinstance(finished.model, Segmenter):
-                found, table = _segmented(finished, *where, dense or {})
+                found, table = _segmented(finished, data, split, world, place, dense or {})
             else:
                 _refuse_dense(dense)
-                found, table = _classified(finished, *where)
+                found, table = _classified(finished, data, split, world, place)
     if not world.main:
         return {}
-    result = {"model": str(spec), "data": str(data), "split": split, **found}
+    result = {"model": str(model), "data": str(data), "split": split, **found}
     if not quiet:
         print(text_table(table))
     if out is not None:

@@ -75,7 +75,7 @@ class _Unreadable:
 
 
 def predict(
-    spec: str | Path,
+    model: str | Path,
     pictures: str | Path | Sequence[str | Path],
     wishes: Wishes | None = None,
     device: str | None = None,
@@ -83,7 +83,7 @@ def predict(
     """Classify or segment pictures and print what was found, one line each.
 
     Args:
-        spec: A classifier or segmenter; see `read_finished`.
+        model: A classifier or segmenter; see `read_finished`.
         pictures: Files, folders and patterns, or one of them. A picture named twice, also by way
             of a link, is looked at once.
         wishes: What is wanted; the likeliest class by default.
@@ -98,7 +98,7 @@ def predict(
     """
     wishes = wishes or Wishes()
     files = named_files([pictures] if isinstance(pictures, (str, Path)) else pictures)
-    finished = read_finished(spec)
+    finished = read_finished(model)
     place = choose_device(device)
     finished.model.to(place)
     bad: list[dict[str, str]] = []
@@ -113,7 +113,7 @@ def predict(
         count = len(files)
         which = "the picture cannot" if count == 1 else f"none of the {count} pictures can"
         raise UserError(f"{which} be read")
-    found = {"model": str(spec), "pictures": done, "predictions": kept}
+    found = {"model": str(model), "pictures": done, "predictions": kept}
     return {**found, "unreadable": bad}
 
 

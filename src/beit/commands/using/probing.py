@@ -71,7 +71,7 @@ class _Subject:
 
 
 def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
-    checkpoint: str | Path,
+    model: str | Path,
     data: GivenData,
     *,
     out: str | Path | None = None,
@@ -86,7 +86,7 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
     """Measure frozen features after every block, print a table, and return what was found.
 
     Args:
-        checkpoint: Any model with an encoder; see `read_initial`.
+        model: Any model with an encoder; see `read_initial`.
         data: Labelled pictures with a training and a validation part, which is the test here.
         out: Takes probe.json, probe.html, probe.png and the features (for the next time).
         method: "quick", "paper", "neighbours" or "all".
@@ -105,7 +105,7 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
         _refuse_among_pictures(out, data)
     # Kept features have to be told from those of files that were edited since.
     train, test = _labelled(data, labels, seed, rescan=out is not None)
-    subject = _subject(checkpoint, image_size, choose_device(device))
+    subject = _subject(model, image_size, choose_device(device))
     _say(quiet, *subject.notes)
     with _folder(out) as folder:
         name = "train" if labels == "all" else f"train-{_slug(labels)}-seed-{seed}"
@@ -115,7 +115,7 @@ def probe(  # noqa: PLR0913 - the options of the command, all but two by keyword
         result = probe_layers(
             learned, measured, methods, settings=settings, seed=seed, device=subject.device
         )
-    asked = {"checkpoint": str(checkpoint), "data": str(data), "labels": labels, "seed": seed}
+    asked = {"checkpoint": str(model), "data": str(data), "labels": labels, "seed": seed}
     found = asked | _described(result, subject, train, test)
     if "paper" in methods:
         used = settings or LinearSettings()
