@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.engine.fit import _kept_generators, fit
+from beit.engine.fit import fit, kept_generators
 from engine.engine_toy import SETTINGS, ToyTask, toy_batches
 
 SHORT = replace(SETTINGS, total_steps=2, evaluate_every=0)
@@ -30,7 +30,7 @@ def test_a_devices_generator_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda where: states[number(where)])
     monkeypatch.setattr(torch.cuda, "set_rng_state", put)
-    with _kept_generators(device):
+    with kept_generators(device):
         states[1] = torch.tensor([8])  # as torch.manual_seed would
     assert int(states[1]) == 7
 

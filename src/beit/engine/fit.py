@@ -77,7 +77,7 @@ def fit(  # noqa: PLR0913 - all but three by keyword
     resume = resume or (restarted() and run is not None)
     assert run is not None or not resume, "resuming needs a run folder"
     device = world.device(settings.device)
-    with _deterministic(settings.deterministic), _kept_generators(device):
+    with _deterministic(settings.deterministic), kept_generators(device):
         whole = _Run(task, settings, world, run, fingerprints or {}, hooks)
         return whole.train(batches, prepare, evaluate, resume)
 
@@ -341,7 +341,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_generators(device: torch.device) -> Iterator[None]:
+def kept_generators(device: torch.device) -> Iterator[None]:
     """Leave the caller's random state as it was: `torch.manual_seed` sets the device's, too."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

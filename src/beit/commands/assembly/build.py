@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -46,7 +48,7 @@ from beit.tokenizer.reading import TokenReader
 Precision = Literal["float32", "bfloat16"]
 MOST_EVALUATIONS = 100  # a run, where the recipe does not say when
 LONG_ENOUGH = 2000  # steps for which compiling pays
-INITIALISATION_STREAM = 0x5EED  # keeps the draw of weights apart from the draws of steps
+_INITIALISATION_STREAM = 0x5EED  # keeps the draw of weights apart from the draws of steps
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -155,10 +157,21 @@ def encoder_config_of(recipe: EncoderRecipe) -> EncoderConfig:
     )
 
 
+@contextmanager
+def fresh_weights(seed: int) -> Iterator[None]:
+    """Have what is drawn inside follow from a run's seed, and the caller's next draw not.
+
+    Weights are drawn on the CPU. `torch.manual_seed` would reset the generators of GPUs as well.
+    """
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed + _INITIALISATION_STREAM)
+        yield
+
+
 def tokenize_task(recipe: TokenizerRecipe) -> TokenizeTask:
     """A discrete VAE with freshly drawn weights, and what it is trained on."""
-    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
-    model = DiscreteVAE(tokenizer_config(recipe.model))
+    with fresh_weights(recipe.engine.seed):
+        model = DiscreteVAE(tokenizer_config(recipe.model))
     return TokenizeTask(model, TokenizeSettings(**recipe.relaxation.model_dump()))
 
 
@@ -169,11 +182,12 @@ def masked_image_model(recipe: PretrainRecipe, vocabulary: int) -> MaskedImageMo
         recipe: The recipe.
         vocabulary: Codes of the tokenizer; not used when pixels are the target.
     """
-    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
     config = encoder_config_of(recipe.encoder)
-    if recipe.objective.target == "pixels":
-        return MaskedImageModel(Encoder(config), MaskedPixelHead(config.width, config.patch_values))
-    return MaskedImageModel(Encoder(config), MaskedTokenHead(config.width, vocabulary))
+    with fresh_weights(recipe.engine.seed):
+        encoder = Encoder(config)
+        if recipe.objective.target == "pixels":
+            return MaskedImageModel(encoder, MaskedPixelHead(config.width, config.patch_values))
+        return MaskedImageModel(encoder, MaskedTokenHead(config.width, vocabulary))
 
 
 def pretrain_task(recipe: PretrainRecipe, tokenizer: Tokenizer | None) -> PretrainTask:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from beit.commands.assembly import saved_models
-from beit.commands.assembly.build import INITIALISATION_STREAM, encoder_config_of
+from beit.commands.assembly.build import encoder_config_of, fresh_weights
 from beit.commands.assembly.foreign import head_of
 from beit.errors import UserError
 from beit.files import atomic_write_text, read_json_object
@@ -212,8 +211,8 @@ def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
         UserError: There is nothing to read, or it is of another shape.
     """
     if init == NOTHING:
-        torch.manual_seed(seed + INITIALISATION_STREAM)
-        start = Start(Encoder(_tables_apart(encoder_config_of(recipe))))
+        with fresh_weights(seed):
+            start = Start(Encoder(_tables_apart(encoder_config_of(recipe))))
     else:
         start = _read_start(recipe, init, _tables_apart)
     # Nothing is masked in fine-tuning: what stands in for masked patches is not trained.

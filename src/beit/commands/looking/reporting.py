@@ -49,7 +49,8 @@ def write_report(run: str | Path, data: GivenData | None = None) -> Path:
     """
     run = Path(run)
     found = RunFiles(run, None if data is None else as_data(data))
-    what, sections = _sections(found)
+    with torch.random.fork_rng([]):  # a model that is read has drawn its weights before
+        what, sections = _sections(found)
     report = RunReport(
         title=f"{what} run: {run.absolute().name}",
         subtitle=f"recipe {found.recipe.name}, pictures from {found.data}",

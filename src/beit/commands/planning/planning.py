@@ -37,6 +37,7 @@ from beit.data.loader import LoaderSettings, pair_batches, training_batches
 from beit.data.pairs import PairSource
 from beit.data.sources import Data, Source, open_source
 from beit.data.views import ViewSettings
+from beit.engine.fit import kept_generators
 from beit.errors import UserError
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe, TokenizerRecipe
@@ -112,6 +113,13 @@ def plan(recipe: Recipe, request: PlanRequest) -> dict[str, Any]:
         UserError: Something asked for cannot be.
     """
     device, machine = choose_device(request.device), _named(request)
+    with kept_generators(device):  # steps are timed without `fit`, which would keep them
+        return _planned(recipe, request, device, machine)
+
+
+def _planned(
+    recipe: Recipe, request: PlanRequest, device: torch.device, machine: Machine | None
+) -> dict[str, Any]:
     where = device if machine is None else torch.device(machine.device)
     recipe = _as_it_runs(recipe, request, where)
     sources = _sources(recipe, request)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit.commands.assembly.build import INITIALISATION_STREAM, choose_device, view_settings
+from beit.commands.assembly.build import choose_device, fresh_weights, view_settings
 from beit.commands.assembly.initial import Start, start_from
 from beit.commands.assembly.run_files import EVALUATION
 from beit.commands.assembly.saved_models import save_classifier
@@ -45,7 +45,9 @@ def classify(recipe: ClassifyRecipe, request: RunRequest, init: str) -> dict[str
         init: What to start from: a run, a model folder, a weight file, or "none".
     """
     device = choose_device(request.device)
-    with process_group(device.type) as world:  # around all that can be refused: told once, then
+    # A model that is read has drawn its weights before. The group is around all that can be
+    # refused: told once, then.
+    with torch.random.fork_rng([]), process_group(device.type) as world:
         sources = labelled_sources(recipe, request.data, rescan=request.resume)
         start = start_from(recipe.encoder, init, recipe.engine.seed)
         model = classifier(recipe, start, sources[0].classes)
@@ -81,10 +83,10 @@ def _unmeasured(train: Source, validation: Source) -> list[str]:
 
 def classifier(recipe: ClassifyRecipe, start: Start, labels: tuple[str, ...]) -> Classifier:
     """Put a head on the encoder: the one it came with when that is for the same classes."""
-    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
     tuning = recipe.tuning
     width = start.encoder.config.width
-    head = ClassifierHead(width, len(labels), tuning.pool, tuning.initial_factor)
+    with fresh_weights(recipe.engine.seed):
+        head = ClassifierHead(width, len(labels), tuning.pool, tuning.initial_factor)
     given = start.given
     same = (
         given is not None

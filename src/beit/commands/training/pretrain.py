@@ -69,7 +69,8 @@ def pretrain(
             The tokenizer of such a run is taken along when no other is given.
     """
     device = choose_device(request.device)
-    with process_group(device.type) as world:
+    # A model that is read has drawn its weights before.
+    with torch.random.fork_rng([]), process_group(device.type) as world:
         require_same_start(request.out, init)
         start = None if init == NOTHING else go_on_from(recipe.encoder, init)
         recipe, given, codes = _asked(recipe, tokenizer, bank, init, request.out, device)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from beit.batch import ImageBatch
 from beit.commands.assembly.build import (
-    INITIALISATION_STREAM,
     choose_device,
     dense_settings,
+    fresh_weights,
     joint_view_settings,
     loader_settings,
 )
@@ -58,7 +58,9 @@ def segment(recipe: SegmentRecipe, request: RunRequest, init: str) -> dict[str, 
         init: What to start from: a run, a model folder, a weight file, or "none".
     """
     device = choose_device(request.device)
-    with process_group(device.type) as world:  # around all that can be refused: told once, then
+    # A model that is read has drawn its weights before. The group is around all that can be
+    # refused: told once, then.
+    with torch.random.fork_rng([]), process_group(device.type) as world:
         train, validation = paired_sources(recipe, request.data, rescan=request.resume)
         start = start_from(recipe.encoder, init, recipe.engine.seed)
         model = segmenter(recipe, start, train.classes)
@@ -98,8 +100,9 @@ def segmenter(recipe: SegmentRecipe, start: Start, labels: tuple[str, ...]) -> S
 
     The reference names 150 classes of ADE20K by number; so do we where nothing says more.
     """
-    torch.manual_seed(recipe.engine.seed + INITIALISATION_STREAM)
-    model = build_segmenter(start.encoder, _decoder(recipe, start, len(labels)), labels)
+    decoder = _decoder(recipe, start, len(labels))
+    with fresh_weights(recipe.engine.seed):
+        model = build_segmenter(start.encoder, decoder, labels)
     given = start.given
     if given is not None and given.decoder == model.config and given.labels == labels:
         assert given.head is not None
