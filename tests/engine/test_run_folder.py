@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import time
@@ -5,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from beit.engine import run_folder
 from beit.engine.run_folder import RunFolder
 from beit.errors import UserError
 from engine.engine_toy import in_child, start_child
@@ -78,3 +81,35 @@ def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     RunFolder.open(tmp_path, resume=True).close()
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(file: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_once_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr(run_folder, "_without_locks", set(), raising=False)
+    refusing(monkeypatch, number)
+    with RunFolder.open(tmp_path / "one") as run:
+        assert f"{run.path} is on a file system without locks" in capfd.readouterr().err
+        with pytest.raises(UserError, match="already training"):
+            RunFolder.open(tmp_path / "one", resume=True)
+        with RunFolder.open(tmp_path / "one" / "tokenizer"):
+            assert not capfd.readouterr().err
+    RunFolder.open(tmp_path / "one", resume=True).close()
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_of_another_process_is_known_by_either_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / ".lock").write_text("process 7 on far")
+    refusing(monkeypatch, number)
+    with pytest.raises(UserError, match="process 7 on far is training"):
+        RunFolder.open(tmp_path)

@@ -1,7 +1,9 @@
 """The folder of one run: where its things lie, and the lock that keeps it to one process."""
 
+import errno
 import os
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -10,7 +12,9 @@ from beit.engine.launcher import restarted
 from beit.errors import UserError
 
 _LOCK = ".lock"
+_HELD = (errno.EAGAIN, errno.EACCES)  # what a lock of another process's is refused with
 _held: set[Path] = set()  # record locks do not exclude their own process; this does
+_without_locks: set[int] = set()  # numbers of the file systems that were told to have none
 
 
 class RunFolder:
@@ -124,7 +128,8 @@ def _take_lock(folder: Path) -> IO[str]:
     """Lock for the life of the process.
 
     A record lock, because it goes with the process however that dies and, unlike flock, is not
-    inherited by the loader's workers, which may outlive a killed parent by seconds.
+    inherited by the loader's workers, which may outlive a killed parent by seconds. Some network
+    file systems have none; there, only runs of this process are kept apart.
     """
     if folder in _held:
         raise UserError(f"this process is already training in {folder}")
@@ -132,17 +137,29 @@ def _take_lock(folder: Path) -> IO[str]:
     try:
         _lock_file(file)
     except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise UserError(
-            f"{holder} is training in {folder}: wait for it or stop it, or choose another --out"
-        ) from error
+        if error.errno in _HELD:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{holder} is training in {folder}: wait for it or stop it, or choose another --out"
+            ) from error
+        _tell_of_no_locks(folder, error)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _held.add(folder)
     return file
+
+
+def _tell_of_no_locks(folder: Path, error: OSError) -> None:
+    """Tell once for each file system that nothing keeps other processes out."""
+    device = folder.stat().st_dev
+    if device not in _without_locks:
+        _without_locks.add(device)
+        text = f"{folder} is on a file system without locks ({error.strerror}): see to it yourself "
+        text += "that no other command writes there meanwhile"
+        print(f"beit: {text}", file=sys.stderr, flush=True)
 
 
 def _lock_file(file: IO[str]) -> None:
