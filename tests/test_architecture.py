@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src" / "beit"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "machine": set(),
     "randomness": set(),
     "shares": set(),
     "batch": set(),
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": set(),
     "report": set(),
     "masking": {"randomness"},
-    "engine": {"randomness", "shares"},
+    "engine": {"machine", "randomness", "shares"},
     "tokenizer": {"nn", "weights"},
     "interop": {"nn", "tokenizer", "pixels", "weights"},
     "data": {"batch", "masking", "pixels", "randomness", "shares"},
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"masking", "nn", "tokenizer"},
     "commands": {
         *("nn", "tokenizer", "objectives", "batch", "engine", "data", "tasks", "evaluation"),
-        *("report", "masking", "randomness", "interop", "pixels", "weights", "recipes"),
+        *("report", "machine", "masking", "randomness", "interop", "pixels", "weights", "recipes"),
     },
     "cli": {"commands", "recipes", "report", "engine.distribution", "interop"},
     "api": {"commands", "data", "engine.protocol", "nn", "recipes", "tokenizer"},

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from beit.cli import main
+from beit.commands.preparing import packing as command
 from beit.data import pack as packing
 from beit.data import packed_folder
 from beit.data.decode import BadPicture
@@ -122,6 +123,23 @@ def test_processes_change_no_byte(folder: Path, tmp_path: Path, workers: str) ->
     assert packed(folder, tmp_path / "one") == 0
     assert packed(folder, tmp_path / "other", "--workers", workers) == 0
     assert digest(tmp_path / "one") == digest(tmp_path / "other")
+
+
+def test_as_many_processes_as_cores_are_allowed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def alone(sources: Any, out: Path, settings: PackSettings, workers: int, told: Any) -> Any:
+        found.append(workers)
+        return pack(sources, out, settings, 0, told)
+
+    monkeypatch.setattr(command, "pack", alone)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for allowed in ({2, 5, 9}, {4}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, a=allowed: a, raising=False)
+        assert main(["data", "pack", str(folder), "--out", str(tmp_path / str(len(allowed)))]) == 0
+    assert found == [3, 0]
 
 
 def test_an_interrupted_pack_is_gone_on_with(

@@ -28,6 +28,17 @@ def test_a_rank_is_registered_whole_or_not_at_all(
     assert (tmp_path / "3.pid").read_text() == str(os.getpid())
 
 
+def test_ranks_share_the_threads_of_the_cores_that_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 5, 6}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with launcher._environment(2, str(tmp_path)):
+        assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
 def explained(*statuses: int) -> tuple[Exception, bool]:
     """What the launcher makes of ranks that left with these statuses and told it nothing.
 

@@ -1,7 +1,6 @@
 """`beit demo`: the whole story on scikit-learn's digits, or half of it on anybody's pictures."""
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from beit.engine.settings import FitSettings
 from beit.evaluation.few_labels import logistic_regression_accuracy
 from beit.evaluation.neighbours import Features, mean_pooled_features
 from beit.files import atomic_write_text, json_of_measured
+from beit.machine import allowed_cores
 from beit.nn.classifier import Classifier
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead
@@ -117,10 +117,9 @@ def few_labels(run: Path, seed: int) -> dict[str, dict[str, list[float]]]:
     Returns:
         For each number of labels a class, each method's accuracies (shares) over the draws.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     context = get_context("spawn")
     found: dict[str, dict[str, list[float]]] = {}
-    with ProcessPoolExecutor(cores, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(allowed_cores(), context, torch.set_num_threads, (1,)) as pool:
         jobs = {
             count: [pool.submit(_draw, run, seed, count, draw) for draw in range(DRAWS)]
             for count in LABELS_A_CLASS

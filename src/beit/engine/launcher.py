@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from beit.engine.signals import ECHO, LAUNCHED, StoppedBySignal
 from beit.errors import UserError
 from beit.files import atomic_write_text
+from beit.machine import allowed_cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -190,7 +191,7 @@ def _config(processes: int, folder: Path) -> "LaunchConfig":
 @contextmanager
 def _environment(processes: int, folder: str) -> Iterator[None]:
     """What ranks are to find, and quiet from torch's launcher; all undone afterwards."""
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, allowed_cores() // processes))
     wanted = {
         LAUNCHED: folder,
         # Torch's C++ side reports a missing rank on its own, before we can tell which it was.

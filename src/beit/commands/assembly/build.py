@@ -21,6 +21,7 @@ from beit.engine.distribution import World
 from beit.engine.settings import FitSettings
 from beit.errors import UserError
 from beit.evaluation.dense_inference import DenseSettings
+from beit.machine import allowed_cores
 from beit.nn.encoder import Encoder, EncoderConfig
 from beit.nn.heads import MaskedPixelHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
@@ -130,10 +131,10 @@ def choose_workers(data: DataRecipe, device: torch.device, ranks: int) -> int:
     """
     if data.workers is not None:
         return data.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = allowed_cores()
     if device.type == "cpu":
-        return 1 if (cores or 1) > 1 else 0
-    return max(1, min(16, (cores or 1) // ranks - 1))
+        return 1 if cores > 1 else 0
+    return max(1, min(16, cores // ranks - 1))
 
 
 def evaluation_workers(data: DataRecipe, world: World, device: torch.device) -> int:

@@ -1,7 +1,6 @@
 """`beit plan`: time, memory and disk of a run, before it costs anything."""
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -39,6 +38,7 @@ from beit.data.sources import Data, Source, open_source
 from beit.data.views import ViewSettings
 from beit.engine.fit import kept_generators
 from beit.errors import UserError
+from beit.machine import allowed_cores
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import EngineRecipe, OptimRecipe, PretrainRecipe, TokenizerRecipe
 from beit.recipes.overrides import replace
@@ -279,8 +279,7 @@ def crowding(device: torch.device, workers: int) -> float:
 
     A CPU that computes with every core has none left for the loader.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    spare = (cores or 1) - torch.get_num_threads()
+    spare = allowed_cores() - torch.get_num_threads()
     return 0.0 if device.type != "cpu" or spare >= workers else 1.0
 
 

@@ -13,6 +13,7 @@ from beit.data.path_names import encode_path
 from beit.data.sources import Source, open_source
 from beit.errors import UserError
 from beit.files import human_bytes
+from beit.machine import allowed_cores
 
 __all__ = ["PackSettings", "pack_data"]
 
@@ -37,7 +38,7 @@ def pack_data(spec: str, out: Path, settings: PackSettings, workers: int | None)
     total = sum(map(len, sources.values()))
     with unfinished(out) as folder:
         progress = Progress("pictures", total, packed_before(folder))
-        cores = os.cpu_count() or 1
+        cores = allowed_cores()
         count = (cores if cores > 1 else 0) if workers is None else workers
         packed = pack(sources, folder, settings, count, progress.add)
     if packed.bad:
