@@ -1,8 +1,9 @@
 """Where indices are kept, and how one appears whole or not at all.
 
 `<cache>/<key>/current.json` names the generation in force, a folder of .npy files beside it. A new
-generation is written under a temporary name, renamed, and only then named in `current.json`, so
-any number of processes may look or build at once. The user's own folder is never written to.
+generation is written under a temporary name, brought to the disk, renamed, and only then named in
+`current.json`, so any number of processes may look or build at once, and what is named is whole
+after a power cut too. The user's own folder is never written to.
 """
 
 import filecmp
@@ -12,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
+from beit.files import atomic_write_text, fsync_file, fsync_folder, naming, write_synced
 
+_POINTER = "current.json"
 _KEPT_GENERATIONS = 3  # a run that started on an older one may still open its files
+_ABANDONED = 86_400.0  # seconds after which what is unfinished was left there by a kill
 _SMALL = 1 << 16  # bytes; smaller arrays are read, larger ones mapped
 
 
@@ -36,12 +41,19 @@ def cache_key(kind: str, path: bytes) -> str:
     return f"{kind}-{hashlib.blake2b(path, digest_size=12).hexdigest()}"
 
 
-def current_generation(key: str) -> Path | None:
-    """The folder of the generation in force, None when there is none that can be read."""
+def current_generation(key: str, *arrays: str) -> Path | None:
+    """The folder of the generation in force, None when there is none that can be read.
+
+    Args:
+        key: What it is of.
+        arrays: Those that must be there and as long as they say.
+    """
     home = cache_folder() / "indices" / key
     try:
-        name = json.loads((home / "current.json").read_text())["generation"]
+        name = json.loads((home / _POINTER).read_text())["generation"]
         folder = home / Path(name).name
+        for array in arrays:
+            open_array(folder, array)
         return folder if (folder / "meta.json").is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -66,15 +78,14 @@ def publish_generation(key: str, write: Callable[[Path], None]) -> Path:
             (unfinished / "meta.json").replace(known / "meta.json")
             shutil.rmtree(unfinished, ignore_errors=True)
             return known
+        fsync_folder(unfinished)
         unfinished.rename(home / name)
-        pointer = home / f".current-{name}"
-        pointer.write_text(json.dumps({"generation": name}))
-        pointer.replace(home / "current.json")
+        atomic_write_text(home / _POINTER, json.dumps({"generation": name}))
         _remove_old(home)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
-            f"cannot write the index of the data to {home} ({error.strerror}); "
+            f"cannot write the index of the data to {home} ({error.strerror or error}); "
             "set BEIT_CACHE to a folder with room that can be written"
         ) from None
     return home / name
@@ -92,24 +103,47 @@ def _remove_old(home: Path) -> None:
     finished = sorted(path for path in home.iterdir() if path.is_dir() and path.name[0] != ".")
     for path in finished[:-_KEPT_GENERATIONS]:
         shutil.rmtree(path, ignore_errors=True)
+    for path in home.iterdir():
+        if path.name.startswith((".", f"{_POINTER}.")):
+            _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    with suppress(OSError):  # its process has just finished it, or another one removed it
+        if time.time() - path.stat().st_mtime < _ABANDONED:
+            return
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def save_array(folder: Path, name: str, values: NDArray[Any]) -> None:
-    """Write one array of a generation."""
-    np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    """Write one array of a generation, and bring it to the disk."""
+    path = folder / f"{name}.npy"
+    with naming(path):
+        np.save(path, values, allow_pickle=False)
+        fsync_file(path)
 
 
 def open_array(folder: Path, name: str) -> NDArray[Any]:
-    """Open one array of a generation, shared through the page cache when it is large."""
+    """Open one array of a generation, shared through the page cache when it is large.
+
+    Raises:
+        OSError: It is not there.
+        ValueError: It is damaged.
+    """
     path = folder / f"{name}.npy"
-    if path.stat().st_size < _SMALL:
-        return np.asarray(np.load(path, allow_pickle=False))
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    small = path.stat().st_size < _SMALL
+    try:
+        return np.asarray(np.load(path, mmap_mode=None if small else "r", allow_pickle=False))
+    except EOFError as error:
+        raise ValueError(f"{path} is empty") from error
 
 
 def save_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write the small facts of a generation."""
-    (folder / "meta.json").write_text(json.dumps(meta))
+    """Write the small facts of a generation, and bring them to the disk."""
+    write_synced(folder / "meta.json", json.dumps(meta).encode())
 
 
 def load_meta(folder: Path) -> dict[str, Any]:

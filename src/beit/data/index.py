@@ -31,12 +31,13 @@ from beit.data.decode import read_bytes
 from beit.data.file_table import FileTable
 from beit.data.formats import counted, foreign_suffix, picture_suffix, readable, way_out
 from beit.data.indexed import IndexedSource, Split
-from beit.data.layout import Layout, LayoutBuilder
+from beit.data.layout import ARRAYS, Layout, LayoutBuilder
 from beit.data.part_names import HELD_OUT
 from beit.data.path_names import PackedNames, printable
 from beit.errors import UserError
 
 _VERSION = 3  # 2: times of the files; 3: which folders are parts, what is left out
+_OWN_ARRAYS = ("times", "directory_blob", "directory_offsets", "directory_times")
 _SETTLED = 2_000_000_000  # ns; file systems keep times as coarsely as this
 
 _Entry = tuple[bytes, int, int]  # relative path, size (-1 = a directory), time of change in ns
@@ -80,7 +81,7 @@ def folder_index(root: bytes, *, rescan: bool = False) -> Path:
         UserError: A directory cannot be read.
     """
     key = cache_key("folder", os.path.realpath(root))
-    known = None if rescan else current_generation(key)
+    known = None if rescan else current_generation(key, *ARRAYS, *_OWN_ARRAYS)
     if known is not None and _is_current(root, known):
         return known
     started = time.time_ns()

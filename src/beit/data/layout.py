@@ -24,6 +24,8 @@ HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 5_000
 HELD_OUT_FROM = 20  # with this many pictures or fewer none is held out
 
+ARRAYS = ("blob", "offsets", "sizes", "labels", "train", "val")  # of a layout that was saved
+
 Integers = NDArray[np.int64]
 
 
@@ -60,7 +62,7 @@ class Layout:
 
     def save(self, folder: Path, **more: object) -> None:
         """Write the arrays and the facts, with `more` facts beside them."""
-        for name in ("blob", "offsets", "sizes", "labels", "train", "val"):
+        for name in ARRAYS:
             save_array(folder, name, getattr(self, name))
         facts = {
             "fingerprint": self.fingerprint,

@@ -314,7 +314,6 @@ def _write_index(folder: Path, sources: dict[str, Source], parts: Sequence[_Part
     }
     for name, values in arrays.items():
         save_array(folder / INDEX, name, values)
-        fsync_file(folder / INDEX / f"{name}.npy")
     classes = next(iter(sources.values())).classes
     manifest = {
         "version": VERSION,

@@ -33,7 +33,7 @@ from beit.data.cache import (
 from beit.data.file_table import FileTable
 from beit.data.formats import foreign_suffix, picture_suffix, readable
 from beit.data.indexed import Split
-from beit.data.layout import Layout, LayoutBuilder
+from beit.data.layout import ARRAYS, Layout, LayoutBuilder
 from beit.data.part_names import PARTS, TRAINING
 from beit.data.path_names import printable
 from beit.data.ranges import RangeSource
@@ -123,7 +123,7 @@ def shard_index(root: bytes, shards: list[bytes], *, rescan: bool = False) -> Pa
     """
     key = cache_key("shards", os.path.realpath(root))
     stamps = [_stamp(root, shard) for shard in shards]
-    known = None if rescan else current_generation(key)
+    known = None if rescan else current_generation(key, *ARRAYS, "shard", "start")
     if known is not None and _is_current(known, stamps):
         return known
     settled = max(time_ns for _, _, time_ns in stamps) < time.time_ns() - _SETTLED
