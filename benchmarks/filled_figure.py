@@ -16,7 +16,7 @@ from beit.commands.assembly.run_files import RunFiles
 from beit.commands.assembly.saved_models import load_masked_image_model
 from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.commands.looking.figures import Pictures, masked_figure
-from beit.data.handed import handed
+from beit.data.sources.handed import handed
 from beit.recipes.models import PretrainRecipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "filled.png"

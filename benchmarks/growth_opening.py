@@ -25,15 +25,15 @@ def since(): return time.monotonic() - launched
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-from beit.data.sources import open_source
+from beit.data.sources.opening import open_source
 told = {"imported": since()}
 before = anonymous(), time.monotonic()
 source = open_source(sys.argv[1], "train")
 facts = len(source), len(source.classes), source.label(0), source.identity(len(source) - 1)
 told |= {"open_source": time.monotonic() - before[1], "opened": since()}
 told |= {"pictures": facts[0], "megabytes": anonymous() - before[0]}
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.views import ViewSettings
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.views.views import ViewSettings
 began = time.monotonic()
 views = ViewSettings(patch_view=(32, 32))
 batch = next(training_batches(source, views, None, LoaderSettings(32), 0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.pack import PackSettings, pack
-from beit.data.sources import open_source
+from beit.data.sources.opening import open_source
 
 SIDE = 32  # pixels
 A_SHARD = 2000  # pictures

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beit.data.draws import MaskPlan
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.sources import open_source
-from beit.data.views import ViewSettings
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.sources.opening import open_source
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from growth_sets import linked_pack
 from harness import record
 

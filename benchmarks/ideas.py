@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from beit.commands.planning.calibration import Call
-from beit.data.augment import prepare
+from beit.data.views.augment import prepare
 from beit.nn import attention, transformer
 from beit.nn.encoder import Encoder
 from beit.nn.fused_attention import is_made_for

@@ -22,18 +22,18 @@ from PIL import Image
 from torch import Tensor
 
 from beit.batch import ImageBatch
-from beit.data.decode import decode, decode_pixels
-from beit.data.draws import Key, MaskPlan, colour_draws, crop_box, draw_masks
-from beit.data.fetch import WatchedReader
-from beit.data.index import FolderSource
-from beit.data.indexed import IndexedSource
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.order import locate
+from beit.data.decoding.decode import decode, decode_pixels
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.loading.order import locate
+from beit.data.loading.samples import Codes, Views
 from beit.data.pack import PackSettings, pack
-from beit.data.packed_folder import PackedFolder
-from beit.data.samples import Codes, Views
-from beit.data.sources import open_source
-from beit.data.views import ViewSettings, make_views
+from beit.data.reading.fetch import WatchedReader
+from beit.data.sources.index import FolderSource
+from beit.data.sources.indexed import IndexedSource
+from beit.data.sources.opening import open_source
+from beit.data.sources.packed_folder import PackedFolder
+from beit.data.views.draws import Key, MaskPlan, colour_draws, crop_box, draw_masks
+from beit.data.views.views import ViewSettings, make_views
 from beit.tokenizer.bank import MANIFEST, BankManifest, BankOrigin, TokenBank
 from harness import RESULTS, interleaved, record, timed, times_faster
 from reference_input import ReferenceInput, seeded

@@ -21,9 +21,9 @@ import aims
 from beit.batch import ImageBatch
 from beit.commands.assembly.build import Precision, choose_device, choose_precision
 from beit.commands.planning.calibration import Call, Shape, random_batch, step_on
-from beit.data.augment import prepare
-from beit.data.draws import MaskPlan
-from beit.data.views import ViewSettings
+from beit.data.views.augment import prepare
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from beit.engine.settings import FitSettings
 from beit.interop.names import REFERENCE, TIMM, TRANSFORMERS_5
 from beit.nn.classifier import Classifier

@@ -44,8 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# The parts of the commands' work: each knows those before it, and what lies beside them all.
-PARTS = ("assembly", "preparing", "training", "using", "sharing", "planning", "looking")
+# The parts of large rooms: each knows those before it alone. What lies beside them knows them all.
+PARTS = {
+    "commands": ("assembly", "preparing", "training", "using", "sharing", "planning", "looking"),
+    "data": ("decoding", "sources", "views", "reading", "pairs", "loading", "checking"),
+}
 
 
 def _room(path: Path) -> str:
@@ -81,13 +84,14 @@ def test_imports_point_down(path: Path) -> None:
         assert name in allowed or name.partition(".")[0] in allowed, f"{room} imports {name}"
 
 
-def test_parts_of_the_commands_know_those_before_them_alone() -> None:
-    for place, part in enumerate(PARTS):
-        for path in (PACKAGE / "commands" / part).glob("*.py"):
-            known = {name.split(".")[1] for name in _imports(path) if name.startswith("commands.")}
-            assert known <= {*PARTS[: place + 1]}, f"{path.name} of {part} imports {known}"
-    folders = {path.name for path in (PACKAGE / "commands").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == {*PARTS}
+@pytest.mark.parametrize("room", PARTS)
+def test_parts_of_a_room_know_those_before_them_alone(room: str) -> None:
+    for place, part in enumerate(PARTS[room]):
+        for path in (PACKAGE / room / part).glob("*.py"):
+            known = {name.split(".")[1] for name in _imports(path) if name.startswith(f"{room}.")}
+            assert known <= {*PARTS[room][: place + 1]}, f"{path.name} of {part} imports {known}"
+    folders = {path.name for path in (PACKAGE / room).iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == {*PARTS[room]}
 
 
 def test_no_two_files_need_each_other() -> None:

@@ -15,7 +15,7 @@ import torch
 from beit.cli import main, parser
 from beit.cli.arguments import unexpected
 from beit.cli.devices import _for_ranks
-from beit.data.watch import LoaderError
+from beit.data.reading.watch import LoaderError
 from beit.engine import distribution
 from beit.engine.distribution import RankError
 from beit.engine.failure import Diverged

@@ -27,8 +27,8 @@ from beit.commands.using.inputs import inputs
 from beit.commands.using.predicting import Wishes
 from beit.commands.using.predicting import predict as _predict
 from beit.commands.using.probing import probe
-from beit.data.handed import pictures
-from beit.data.sources import GivenData, as_data
+from beit.data.sources.handed import pictures
+from beit.data.sources.opening import GivenData, as_data
 from beit.engine.protocol import Hooks
 from beit.nn.encoder import Encoder
 from beit.nn.presets import PresetName, SizeName, encoder_config
@@ -252,7 +252,7 @@ def segment(  # noqa: PLR0913 - all but three by keyword
 ) -> dict[str, Any]:
     """Fine-tune a segmenter, as `beit segment`; arguments as in `classify`, data with masks.
 
-    As objects they are a pair of sources that have `mask` (`beit.data.pairs.PairSource`).
+    As objects they are a pair of sources that have `mask` (`beit.data.pairs.pairs.PairSource`).
     """
     wanted = wanted_recipe(recipe, SegmentRecipe)
     hooks = Hooks(on_row, after_step, optimiser)

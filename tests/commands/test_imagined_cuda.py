@@ -22,8 +22,8 @@ from beit.commands.assembly.build import (
 from beit.commands.planning.calibration import Shape, random_batch
 from beit.commands.training.masked_prediction import masked_prediction
 from beit.commands.training.segment import logits_of
-from beit.data.augment import prepare
-from beit.data.draws import Key, colour_draws
+from beit.data.views.augment import prepare
+from beit.data.views.draws import Key, colour_draws
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
 from beit.engine.optimiser import optimiser_of, trainable

@@ -19,7 +19,7 @@ import beit
 from beit import masking
 from beit.commands.assembly.saved_models import load_masked_image_model
 from beit.commands.assembly.tokenizers import load_tokenizer
-from beit.data.sources import as_data
+from beit.data.sources.opening import as_data
 from beit.errors import UserError
 from beit.files import sha256_of
 from beit.tasks.pretrain import PretrainTask

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beit.data.sources import open_source
+from beit.data.sources.opening import open_source
 from beit.engine.checkpoints import Checkpoints
 from commands.recipe_runs import beit, photos, pictures, pretraining, rows_of, stopped, tokenizing
 

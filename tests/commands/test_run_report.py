@@ -13,7 +13,7 @@ import torch
 from beit.commands.assembly.build import masked_image_model
 from beit.commands.looking import figures
 from beit.commands.looking.figures import Pictures, affordable, masked_pixels_figure
-from beit.data.sources import open_source
+from beit.data.sources.opening import open_source
 from beit.pixels import PIXEL_MEAN
 from beit.recipes.named import pretrain_recipe
 from beit.recipes.overrides import replace

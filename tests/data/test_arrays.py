@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data.arrays import digits, stratified
-from beit.data.decode import BadPicture
-from beit.data.hub import HubSource
+from beit.data.decoding.decode import BadPicture
 from beit.data.pack import PackSettings, pack
-from beit.data.sources import HasBytes, labels_of, open_source
+from beit.data.sources.arrays import digits, stratified
+from beit.data.sources.hub import HubSource
+from beit.data.sources.opening import HasBytes, labels_of, open_source
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
 

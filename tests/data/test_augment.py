@@ -6,8 +6,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from beit.batch import ColourDraws, ImageBatch
-from beit.data.augment import augment, prepare
-from beit.data.draws import Key, colour_draws
+from beit.data.views.augment import augment, prepare
+from beit.data.views.draws import Key, colour_draws
 from beit.pixels import PIXEL_MEAN, PIXEL_STD, normalise
 from cuda_sync import never_asked
 

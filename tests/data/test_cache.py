@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import cache, mask_survey
-from beit.data.pair_files import FolderPairs
-from beit.data.pairs import open_pairs
-from beit.data.sources import open_source
+from beit.data.pairs import mask_survey
+from beit.data.pairs.pair_files import FolderPairs
+from beit.data.pairs.pairs import open_pairs
+from beit.data.sources import cache
+from beit.data.sources.opening import open_source
 from data.pair_folders import pair_folder
 from oracles.picture_zoo import saved, scene
 

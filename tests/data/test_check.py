@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from beit.commands.looking.inspection import check_data, data_info
-from beit.data.check import check, info
-from beit.data.sources import open_source
+from beit.data.checking.check import check, info
+from beit.data.sources.opening import open_source
 from oracles.picture_zoo import saved, scene, zoo
 
 

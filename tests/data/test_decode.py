@@ -14,7 +14,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from beit.data.decode import (
+from beit.data.decoding.decode import (
     BadPicture,
     NoClasses,
     decode,
@@ -198,7 +198,7 @@ def test_eps_never_calls_an_interpreter(tmp_path: Path) -> None:
     file = tmp_path / "photo.jpg"
     file.write_bytes(saved(Image.fromarray(scene()), "EPS"))
     program_text = (
-        "import sys; from beit.data.decode import *\n"
+        "import sys; from beit.data.decoding.decode import *\n"
         "try: decode(read_bytes(sys.argv[1].encode()))\n"
         "except BadPicture as error: print(error.reason)"
     )

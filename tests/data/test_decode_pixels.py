@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.data import decode as decoding
-from beit.data.decode import BadPicture, decode, decode_pixels
-from beit.data.jpeg import ordinary_size
+from beit.data.decoding import decode as decoding
+from beit.data.decoding.decode import BadPicture, decode, decode_pixels
+from beit.data.decoding.jpeg import ordinary_size
 from oracles.picture_zoo import Specimen, bombs, scene, zoo
 
 SAVED: tuple[dict[str, object], ...] = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from beit.data.draws import Key, MaskPlan, centre_box, colour_draws, crop_box, draw_masks
+from beit.data.views.draws import Key, MaskPlan, centre_box, colour_draws, crop_box, draw_masks
 from beit.errors import UserError
 from beit.masking import MASKERS, Grid, Mask
 

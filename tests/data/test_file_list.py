@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from beit.data.file_list import named_files
+from beit.data.sources.file_list import named_files
 from beit.errors import UserError
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from beit.data import file_table
-from beit.data.file_table import FILE_NAME, FileTable, changed_files, files_of, keep_files
-from beit.data.index import FolderSource
-from beit.data.pair_files import FolderPairs
-from beit.data.shards import ShardSource, find_shards
+from beit.data.pairs.pair_files import FolderPairs
+from beit.data.sources import file_table
+from beit.data.sources.file_table import FILE_NAME, FileTable, changed_files, files_of, keep_files
+from beit.data.sources.index import FolderSource
+from beit.data.sources.shards import ShardSource, find_shards
 from beit.errors import UserError
 
 NAMES = [f"{home}/{number}.jpg" for home in "ab" for number in range(4)]

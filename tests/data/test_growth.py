@@ -14,15 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.data.arrays import ArraySource
-from beit.data.check import info
-from beit.data.labels import choose_labels
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.order import locate
-from beit.data.packed_folder import PackedFolder
-from beit.data.sources import Source, open_source
-from beit.data.subset import Subset
-from beit.data.views import ViewSettings
+from beit.data.checking.check import info
+from beit.data.checking.labels import choose_labels
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.loading.order import locate
+from beit.data.sources.arrays import ArraySource
+from beit.data.sources.opening import Source, open_source
+from beit.data.sources.packed_folder import PackedFolder
+from beit.data.sources.subset import Subset
+from beit.data.views.views import ViewSettings
 from beit.randomness import sample_generator
 
 MANY = 10_000_000

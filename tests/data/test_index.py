@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import cache, formats, index
-from beit.data.index import FolderSource
-from beit.data.path_names import PackedNames, printable
-from beit.data.remarks import remarks
-from beit.data.sources import open_source
+from beit.data.checking.remarks import remarks
+from beit.data.decoding import formats
+from beit.data.sources import cache, index
+from beit.data.sources.index import FolderSource
+from beit.data.sources.opening import open_source
+from beit.data.sources.path_names import PackedNames, printable
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
 

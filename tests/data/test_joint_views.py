@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.data.draws import Key
-from beit.data.joint_views import JointViewSettings, make_joint_view
+from beit.data.views.draws import Key
+from beit.data.views.joint_views import JointViewSettings, make_joint_view
 from beit.errors import UserError
 from beit.pixels import PIXEL_MEAN, PIXEL_STD
 from data.pair_folders import some_mask

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data.labels import check_classes, choose_labels, draw_labels
-from beit.data.remarks import unmeasured_classes
-from beit.data.sources import Source, labels_of, open_source
-from beit.data.subset import Subset
+from beit.data.checking.labels import check_classes, choose_labels, draw_labels
+from beit.data.checking.remarks import unmeasured_classes
+from beit.data.sources.opening import Source, labels_of, open_source
+from beit.data.sources.subset import Subset
 from beit.errors import UserError
 
 LABELS = np.array([2, 0, 1, -1] * 30)

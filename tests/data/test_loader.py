@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.bad_pictures import FILE_NAME, BadPictureLog
-from beit.data.decode import BadPicture
-from beit.data.draws import Key, MaskPlan
-from beit.data.loader import LoaderSettings, evaluation_batches, training_batches
-from beit.data.views import ViewSettings, make_views
-from beit.data.watch import LoaderError
+from beit.data.decoding.decode import BadPicture
+from beit.data.loading.loader import LoaderSettings, evaluation_batches, training_batches
+from beit.data.reading.bad_pictures import FILE_NAME, BadPictureLog
+from beit.data.reading.watch import LoaderError
+from beit.data.views.draws import Key, MaskPlan
+from beit.data.views.views import ViewSettings, make_views
 from beit.errors import UserError
 from data.batch_rows import rows_of, tensors_of
 from oracles.picture_zoo import scene
@@ -352,7 +352,7 @@ def test_a_dead_worker_does_not_interrupt_the_main_program_elsewhere() -> None:
 
 
 def test_real_pictures_are_the_same_for_any_number_of_workers(imagenette: Path) -> None:
-    from beit.data.sources import open_source
+    from beit.data.sources.opening import open_source
 
     source = open_source(str(imagenette), "train")
     assert len(source) == 7000 and len(source.classes) == 10

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beit.data.order import locate, positions
+from beit.data.loading.order import locate, positions
 from beit.errors import UserError
 from beit.randomness import epoch_order
 from beit.shares import Shares

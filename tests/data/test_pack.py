@@ -13,12 +13,12 @@ from PIL import Image
 from beit.cli import main
 from beit.commands.preparing import packing as command
 from beit.data import pack as packing
-from beit.data import packed_folder
-from beit.data.decode import BadPicture
-from beit.data.labels import check_classes
+from beit.data.checking.labels import check_classes
+from beit.data.decoding.decode import BadPicture
 from beit.data.pack import PackSettings, pack
-from beit.data.shards import find_shards
-from beit.data.sources import Source, open_source
+from beit.data.sources import packed_folder
+from beit.data.sources.opening import Source, open_source
+from beit.data.sources.shards import find_shards
 from beit.errors import UserError
 from oracles.picture_zoo import scene
 

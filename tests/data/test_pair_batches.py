@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.data.augment import prepare
-from beit.data.bad_pictures import BadPictureLog
-from beit.data.decode import BadPicture
-from beit.data.joint_views import JointViewSettings
-from beit.data.loader import LoaderSettings, pair_batches, whole_pairs
-from beit.data.pair_texts import Palette
+from beit.data.decoding.decode import BadPicture
+from beit.data.loading.loader import LoaderSettings, pair_batches, whole_pairs
+from beit.data.pairs.pair_texts import Palette
+from beit.data.reading.bad_pictures import BadPictureLog
+from beit.data.views.augment import prepare
+from beit.data.views.joint_views import JointViewSettings
 from beit.errors import UserError
 from data.batch_rows import rows_of
 from oracles.picture_zoo import scene
@@ -220,7 +220,7 @@ def test_whole_pairs_leave_bad_ones_out_only_when_somebody_takes_note(tmp_path: 
 
 
 def test_camvid_is_the_same_for_any_number_of_workers(camvid: Path) -> None:
-    from beit.data.pairs import open_pairs
+    from beit.data.pairs.pairs import open_pairs
 
     source = open_pairs(str(camvid), "val")
     views = JointViewSettings((96, 128), short_side=120)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import mask_survey
-from beit.data.decode import BadPicture
-from beit.data.pair_files import FolderPairs
-from beit.data.pairs import PairSource, check_pairs, open_pairs
+from beit.data.decoding.decode import BadPicture
+from beit.data.pairs import mask_survey
+from beit.data.pairs.pair_files import FolderPairs
+from beit.data.pairs.pairs import PairSource, check_pairs, open_pairs
 from beit.errors import UserError
 from data.pair_folders import Mask, add_pair, add_split, pair_folder, some_mask
 from oracles.picture_zoo import scene

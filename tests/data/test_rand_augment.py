@@ -18,11 +18,11 @@ from torch import Tensor
 
 import beit
 from beit.batch import ImageBatch
-from beit.data.augment import prepare
-from beit.data.draws import Key, erased_box
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.rand_augment import _posterized, rand_augment
-from beit.data.views import ViewSettings, make_views
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.views.augment import prepare
+from beit.data.views.draws import Key, erased_box
+from beit.data.views.rand_augment import _posterized, rand_augment
+from beit.data.views.views import ViewSettings, make_views
 from beit.errors import UserError
 from oracles.picture_zoo import scene
 

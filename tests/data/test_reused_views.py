@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from beit.batch import ImageBatch
-from beit.data.augment import prepare
-from beit.data.decode import BadPicture
-from beit.data.draws import MaskPlan
-from beit.data.loader import LoaderSettings, ordered_batches, training_batches
-from beit.data.views import ViewSettings
+from beit.data.decoding.decode import BadPicture
+from beit.data.loading.loader import LoaderSettings, ordered_batches, training_batches
+from beit.data.views.augment import prepare
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from oracles.picture_zoo import scene
 
 VIEWS = ViewSettings((16, 16), (8, 8))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data import ranges, shards
-from beit.data.decode import BadPicture
-from beit.data.remarks import remarks
-from beit.data.shards import ShardSource
-from beit.data.sources import Source, open_source
+from beit.data.checking.remarks import remarks
+from beit.data.decoding.decode import BadPicture
+from beit.data.sources import ranges, shards
+from beit.data.sources.opening import Source, open_source
+from beit.data.sources.shards import ShardSource
 from beit.errors import UserError
 from oracles.picture_zoo import saved, scene
 

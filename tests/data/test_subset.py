@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data.fetch import WatchedReader
-from beit.data.sources import HasBytes, Source, open_source
-from beit.data.subset import Subset
+from beit.data.reading.fetch import WatchedReader
+from beit.data.sources.opening import HasBytes, Source, open_source
+from beit.data.sources.subset import Subset
 from oracles.picture_zoo import scene
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from beit.data import views
-from beit.data.decode import pixels_of
-from beit.data.draws import Key, crop_box
-from beit.data.views import ViewSettings, make_views
+from beit.data.decoding.decode import pixels_of
+from beit.data.views import views
+from beit.data.views.draws import Key, crop_box
+from beit.data.views.views import ViewSettings, make_views
 from beit.errors import UserError
 from oracles.picture_zoo import scene
 

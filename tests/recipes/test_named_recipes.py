@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from beit.commands.looking.inspection import show_recipe
-from beit.data.views import ViewSettings
+from beit.data.views.views import ViewSettings
 from beit.recipes.catalogue import list_recipes
 from beit.recipes.models import PretrainRecipe, RelaxationRecipe, TokenizerRecipe, ViewRecipe
 from beit.recipes.named import RECIPES, pretrain_recipe, tokenizer_recipe

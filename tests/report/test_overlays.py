@@ -46,7 +46,7 @@ def _has(page: Pixels, colour: tuple[int, ...] | str) -> bool:
 
 @pytest.mark.parametrize("palette", [PALETTE, None, [list(colour) for colour in PALETTE]])
 def test_an_index_png_holds_the_numbers_and_shows_the_colours(palette: object) -> None:
-    from beit.data.decode import decode_classes
+    from beit.data.decoding.decode import decode_classes
 
     _, mask = _pair()
     png = index_png(mask, palette)  # type: ignore[arg-type]

@@ -21,12 +21,12 @@ from beit.commands.assembly.saved_models import load_masked_image_model
 from beit.commands.assembly.stage import RunRequest, prepared_batches
 from beit.commands.looking.reporting import few_label_table, write_report
 from beit.commands.training.pretrain import pretrain
-from beit.data.augment import prepare
-from beit.data.labels import draw_labels
-from beit.data.loader import LoaderSettings, training_batches
-from beit.data.sources import Source, open_source
-from beit.data.subset import Subset
-from beit.data.views import ViewSettings
+from beit.data.checking.labels import draw_labels
+from beit.data.loading.loader import LoaderSettings, training_batches
+from beit.data.sources.opening import Source, open_source
+from beit.data.sources.subset import Subset
+from beit.data.views.augment import prepare
+from beit.data.views.views import ViewSettings
 from beit.engine.fit import fit
 from beit.engine.settings import FitSettings
 from beit.evaluation.few_labels import logistic_regression_accuracy

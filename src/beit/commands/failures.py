@@ -1,6 +1,6 @@
 """Failures that are nobody's mistake, and already say in a sentence what happened."""
 
-from beit.data.watch import LoaderError
+from beit.data.reading.watch import LoaderError
 from beit.engine.distribution import RankError
 from beit.engine.failure import Diverged, is_out_of_memory
 

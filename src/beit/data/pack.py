@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from beit.data.cache import save_array
-from beit.data.decode import BadPicture, decode
-from beit.data.fetch import Fetching, WatchedReader, fetch
-from beit.data.indexed import IndexedSource
-from beit.data.layout import LayoutBuilder
-from beit.data.packed_folder import INDEX, MANIFEST, SHARD_SIZES, VERSION, shard_name
-from beit.data.sources import HasBytes, Source
+from beit.data.decoding.decode import BadPicture, decode
+from beit.data.reading.fetch import Fetching, WatchedReader, fetch
+from beit.data.sources.cache import save_array
+from beit.data.sources.indexed import IndexedSource
+from beit.data.sources.layout import LayoutBuilder
+from beit.data.sources.opening import HasBytes, Source
+from beit.data.sources.packed_folder import INDEX, MANIFEST, SHARD_SIZES, VERSION, shard_name
 from beit.errors import UserError
 from beit.files import atomic_write_text, fsync_file, fsync_folder
 

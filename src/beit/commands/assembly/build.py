@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 
-from beit.data.draws import MaskPlan
-from beit.data.joint_views import JointViewSettings
-from beit.data.loader import LoaderSettings
-from beit.data.views import ViewSettings
+from beit.data.loading.loader import LoaderSettings
+from beit.data.views.draws import MaskPlan
+from beit.data.views.joint_views import JointViewSettings
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.settings import FitSettings
 from beit.errors import UserError

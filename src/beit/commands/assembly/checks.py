@@ -15,9 +15,9 @@ from beit.commands.assembly.build import (
     tokenizer_config,
     view_settings,
 )
-from beit.data.decode import BadPicture
-from beit.data.file_table import changed_files
-from beit.data.sources import Source
+from beit.data.decoding.decode import BadPicture
+from beit.data.sources.file_table import changed_files
+from beit.data.sources.opening import Source
 from beit.errors import UserError
 from beit.recipes.downstream_models import COMMANDS, ClassifyRecipe, Recipe, SegmentRecipe, kind_of
 from beit.recipes.models import PretrainRecipe, TokenizerRecipe

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from beit.data.sources import Data, Source, open_source
+from beit.data.sources.opening import Data, Source, open_source
 from beit.errors import UserError
 from beit.files import read_json_object
 from beit.recipes.downstream_models import Recipe

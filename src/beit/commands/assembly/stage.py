@@ -25,16 +25,16 @@ from beit.commands.assembly.checks import (
 )
 from beit.commands.assembly.leftovers import BEST, clear_leftovers
 from beit.commands.assembly.run_files import HANDED_OVER
-from beit.data.augment import prepare
-from beit.data.bad_pictures import FILE_NAME as BAD_PICTURES
-from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
-from beit.data.draws import MaskPlan
-from beit.data.file_table import keep_files
-from beit.data.loader import evaluation_batches, training_batches
-from beit.data.remarks import remarks
-from beit.data.samples import Codes
-from beit.data.sources import Data, Source, open_parts
-from beit.data.views import ViewSettings
+from beit.data.checking.remarks import remarks
+from beit.data.loading.loader import evaluation_batches, training_batches
+from beit.data.loading.samples import Codes
+from beit.data.reading.bad_pictures import FILE_NAME as BAD_PICTURES
+from beit.data.reading.bad_pictures import BadPictureLog, BadPictureTaker
+from beit.data.sources.file_table import keep_files
+from beit.data.sources.opening import Data, Source, open_parts
+from beit.data.views.augment import prepare
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.fit import fit
 from beit.engine.protocol import NO_HOOKS, Batches, Evaluate, Hooks

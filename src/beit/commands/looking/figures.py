@@ -16,10 +16,10 @@ from beit.commands.assembly.build import choose_device, mask_plan, masked_image_
 from beit.commands.assembly.stage import prepared_batches
 from beit.commands.assembly.unfinished import Progress
 from beit.commands.planning.counting import encoder_work
-from beit.data.draws import MaskPlan
-from beit.data.sources import Source
-from beit.data.subset import Subset
-from beit.data.views import ViewSettings
+from beit.data.sources.opening import Source
+from beit.data.sources.subset import Subset
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from beit.evaluation.neighbours import mean_pooled_features, neighbour_accuracy
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel

@@ -16,9 +16,9 @@ from beit.commands.looking.figures import BATCH, picture_rows, spread_over
 from beit.commands.training.segment import logits_of, settings_of
 from beit.commands.using.evaluating import class_table, iou_table, matched_labels
 from beit.commands.using.finished import Finished, read_finished
-from beit.data.decode import BadPicture
-from beit.data.pairs import open_pairs
-from beit.data.sources import Source
+from beit.data.decoding.decode import BadPicture
+from beit.data.pairs.pairs import open_pairs
+from beit.data.sources.opening import Source
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes
 from beit.files import read_json_object

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from beit.data.indexed import Split
+from beit.data.sources.indexed import Split
 from beit.errors import UserError
 from beit.recipes.catalogue import Task, list_recipes, recipe_named
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
@@ -57,9 +57,9 @@ def _print_recipe(recipe: Recipe, result: dict[str, Any]) -> None:
 
 def data_info(spec: str, split: Split) -> dict[str, Any]:
     """Count pictures, classes and sizes, and print what was found."""
-    from beit.data.check import info
-    from beit.data.remarks import masks_beside, nearly_black, remarks
-    from beit.data.sources import open_source
+    from beit.data.checking.check import info
+    from beit.data.checking.remarks import masks_beside, nearly_black, remarks
+    from beit.data.sources.opening import open_source
 
     source = open_source(spec, split)
     found = info(source)
@@ -95,9 +95,9 @@ def check_data(
 
     What is returned has "duplicates" only where they were looked for.
     """
-    from beit.data.check import check
-    from beit.data.remarks import masks_beside, nearly_black, remarks
-    from beit.data.sources import open_source
+    from beit.data.checking.check import check
+    from beit.data.checking.remarks import masks_beside, nearly_black, remarks
+    from beit.data.sources.opening import open_source
 
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers}: there cannot be fewer than 0 loader processes")

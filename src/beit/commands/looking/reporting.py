@@ -23,7 +23,7 @@ from beit.commands.looking.figures import (
 )
 from beit.commands.looking.fine_tuning_report import classification_sections, segmentation_sections
 from beit.commands.using.prediction_table import prediction_table
-from beit.data.sources import GivenData, Source, as_data, open_source
+from beit.data.sources.opening import GivenData, Source, as_data, open_source
 from beit.evaluation.spread import spread
 from beit.files import read_json_object
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe

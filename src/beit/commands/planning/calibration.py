@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from beit.batch import IGNORED, ImageBatch
-from beit.data.augment import prepare
-from beit.data.draws import Key, MaskPlan, colour_draws, draw_masks
-from beit.data.views import ViewSettings
+from beit.data.views.augment import prepare
+from beit.data.views.draws import Key, MaskPlan, colour_draws, draw_masks
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
 from beit.engine.optimiser import optimiser_of, trainable

@@ -25,9 +25,9 @@ from beit.commands.planning.planned import (
     has_tokens,
 )
 from beit.commands.preparing.banking import views_needed
-from beit.data.decode import BadPicture
+from beit.data.decoding.decode import BadPicture
 from beit.data.pack import PackSettings, encoded
-from beit.data.sources import HasBytes, Source
+from beit.data.sources.opening import HasBytes, Source
 from beit.engine.state import expected_size
 from beit.nn.counting import count_activations, count_parameters
 from beit.nn.saved_bytes import saved_bytes

@@ -39,7 +39,7 @@ from beit.commands.planning.planned import (
     has_tokens,
     looks,
 )
-from beit.data.augment import prepare
+from beit.data.views.augment import prepare
 from beit.engine.settings import FitSettings
 from beit.evaluation.codebook import codebook_report
 from beit.recipes.downstream_models import SegmentRecipe

@@ -15,8 +15,8 @@ from beit.commands.planning.calibration import Call, Shape, random_batch
 from beit.commands.training.classify import classifier
 from beit.commands.training.masked_prediction import masked_prediction
 from beit.commands.training.segment import logits_of, segmenter
-from beit.data.augment import prepare
-from beit.data.views import ViewSettings
+from beit.data.views.augment import prepare
+from beit.data.views.views import ViewSettings
 from beit.evaluation.dense_inference import dense_classes, window_starts
 from beit.nn.classifier import Classifier
 from beit.nn.segmenter import Segmenter

@@ -32,10 +32,10 @@ from beit.commands.planning.pacing import Pace, assumed_pace, measured_pace, tok
 from beit.commands.planning.planned import Planned, has_tokens, usual_size, views_of
 from beit.commands.preparing.banking import views_needed
 from beit.commands.training.segment import paired_sources
-from beit.data.loader import LoaderSettings, pair_batches, training_batches
-from beit.data.pairs import PairSource
-from beit.data.sources import Data, Source, open_source
-from beit.data.views import ViewSettings
+from beit.data.loading.loader import LoaderSettings, pair_batches, training_batches
+from beit.data.pairs.pairs import PairSource
+from beit.data.sources.opening import Data, Source, open_source
+from beit.data.views.views import ViewSettings
 from beit.engine.fit import kept_generators
 from beit.errors import UserError
 from beit.machine import allowed_cores

@@ -23,12 +23,12 @@ from beit.commands.assembly.stage import RunRequest
 from beit.commands.assembly.token_precision import with_token_precision
 from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.commands.assembly.unfinished import Progress, partial, unfinished
-from beit.data.augment import prepare
-from beit.data.bad_pictures import BadPictureLog
-from beit.data.file_table import changed_files, keep_files
-from beit.data.loader import LoaderSettings, ordered_batches
-from beit.data.sources import Source, open_parts
-from beit.data.views import ViewSettings
+from beit.data.loading.loader import LoaderSettings, ordered_batches
+from beit.data.reading.bad_pictures import BadPictureLog
+from beit.data.sources.file_table import changed_files, keep_files
+from beit.data.sources.opening import Source, open_parts
+from beit.data.views.augment import prepare
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.recipes.models import PretrainRecipe

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from beit.commands.assembly.unfinished import Progress, unfinished
-from beit.data.indexed import Split
 from beit.data.pack import BAD, PackSettings, pack, packed_before
-from beit.data.path_names import encode_path
-from beit.data.sources import Source, open_source
+from beit.data.sources.indexed import Split
+from beit.data.sources.opening import Source, open_source
+from beit.data.sources.path_names import encode_path
 from beit.errors import UserError
 from beit.files import human_bytes
 from beit.machine import allowed_cores

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from beit.commands.using.inputs import batch_of, view_of
-from beit.data.decode import BadPicture
-from beit.data.sources import open_source
-from beit.data.views import ViewSettings
+from beit.data.decoding.decode import BadPicture
+from beit.data.sources.opening import open_source
+from beit.data.views.views import ViewSettings
 from beit.errors import UserError
 
 PICTURES = 8

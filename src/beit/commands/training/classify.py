@@ -20,9 +20,9 @@ from beit.commands.assembly.stage import (
     take_average,
 )
 from beit.commands.training.best import BestWatch
-from beit.data.labels import check_classes, choose_labels
-from beit.data.remarks import remarks, unmeasured_classes
-from beit.data.sources import Data, Source, open_parts
+from beit.data.checking.labels import check_classes, choose_labels
+from beit.data.checking.remarks import remarks, unmeasured_classes
+from beit.data.sources.opening import Data, Source, open_parts
 from beit.engine.distribution import process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore

@@ -8,8 +8,8 @@ from torch import Tensor
 from beit.batch import ImageBatch
 from beit.commands.assembly.build import encoder_config_of, mask_plan, view_settings
 from beit.commands.assembly.own_tokenizer import RunTokenizer, view_size
-from beit.data.draws import MaskPlan
-from beit.data.views import ViewSettings
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from beit.evaluation.masked_pixels import evaluate_masked_pixels
 from beit.evaluation.masked_prediction import evaluate_masked_prediction
 from beit.nn.masked_image_model import MaskedImageModel

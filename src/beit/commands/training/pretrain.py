@@ -37,7 +37,7 @@ from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.commands.preparing.banking import compare_codes, recipe_with_bank, refuse_other_bank
 from beit.commands.training.masked_prediction import evaluation_looks, masked_prediction
 from beit.commands.training.tokenizer import fit_tokenizer
-from beit.data.sources import open_parts
+from beit.data.sources.opening import open_parts
 from beit.engine.distribution import process_group
 from beit.engine.protocol import NO_HOOKS, Evaluation
 from beit.errors import UserError

@@ -29,11 +29,11 @@ from beit.commands.assembly.stage import (
     take_average,
 )
 from beit.commands.training.best import BestWatch
-from beit.data.bad_pictures import BadPictureLog, BadPictureTaker
-from beit.data.loader import pair_batches, whole_pairs
-from beit.data.pair_files import look_again
-from beit.data.pairs import PairSource, check_pairs, open_pairs
-from beit.data.sources import Data
+from beit.data.loading.loader import pair_batches, whole_pairs
+from beit.data.pairs.pair_files import look_again
+from beit.data.pairs.pairs import PairSource, check_pairs, open_pairs
+from beit.data.reading.bad_pictures import BadPictureLog, BadPictureTaker
+from beit.data.sources.opening import Data
 from beit.engine.distribution import World, process_group
 from beit.engine.protocol import Batches
 from beit.evaluation.dense_inference import DenseSettings, dense_classes

@@ -18,11 +18,11 @@ from beit.commands.using.finished import Finished, finished_of, read_whole
 from beit.commands.using.masked_evaluation import is_pre_training
 from beit.commands.using.masked_evaluation import measured as measured_at_masks
 from beit.commands.using.prediction_table import prediction_table
-from beit.data.bad_pictures import BadPictureTaker
-from beit.data.indexed import Split
-from beit.data.pair_files import PairSplit
-from beit.data.pairs import open_pairs
-from beit.data.sources import Data, GivenData, Source, as_data, labels_of, open_source
+from beit.data.pairs.pair_files import PairSplit
+from beit.data.pairs.pairs import open_pairs
+from beit.data.reading.bad_pictures import BadPictureTaker
+from beit.data.sources.indexed import Split
+from beit.data.sources.opening import Data, GivenData, Source, as_data, labels_of, open_source
 from beit.engine.distribution import World, process_group
 from beit.errors import UserError
 from beit.evaluation.classification import ClassificationReport, ClassificationScore

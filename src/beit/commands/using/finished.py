@@ -11,7 +11,7 @@ from beit.commands.assembly.foreign import facts_of, whole
 from beit.commands.assembly.initial import read_initial
 from beit.commands.assembly.saved_models import Model
 from beit.commands.assembly.tokenizers import load_tokenizer
-from beit.data.views import ViewSettings
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import current_world
 from beit.errors import UserError
 from beit.interop.dalle import is_dalle

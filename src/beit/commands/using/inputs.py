@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from beit.commands.assembly.saved_models import Model
 from beit.commands.using.finished import read_whole, views_of
-from beit.data.decode import pixels_of
-from beit.data.draws import Key
-from beit.data.given import Given, given_pictures
-from beit.data.views import ViewSettings, make_views
+from beit.data.decoding.decode import pixels_of
+from beit.data.sources.given import Given, given_pictures
+from beit.data.views.draws import Key
+from beit.data.views.views import ViewSettings, make_views
 from beit.errors import UserError
 from beit.evaluation.dense_inference import shown
 from beit.interop.hub import located

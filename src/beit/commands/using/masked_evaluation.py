@@ -12,8 +12,8 @@ from beit.commands.assembly.own_tokenizer import NOTE
 from beit.commands.assembly.stage import EVALUATION_BATCH, prepared_batches
 from beit.commands.assembly.tokenizers import load_tokenizer
 from beit.commands.training.masked_prediction import evaluation_looks, masked_prediction
-from beit.data.bad_pictures import BadPictureTaker
-from beit.data.sources import Source
+from beit.data.reading.bad_pictures import BadPictureTaker
+from beit.data.sources.opening import Source
 from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.nn.heads import MaskedPixelHead

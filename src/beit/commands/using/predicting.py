@@ -18,10 +18,10 @@ from beit.commands.assembly.build import choose_device, evaluation_workers
 from beit.commands.assembly.stage import prepared_batches
 from beit.commands.training.segment import logits_of, settings_of
 from beit.commands.using.finished import Finished, read_finished
-from beit.data.decode import BadPicture
-from beit.data.file_list import FileList, named_files
-from beit.data.path_names import printable
-from beit.data.views import ViewSettings
+from beit.data.decoding.decode import BadPicture
+from beit.data.sources.file_list import FileList, named_files
+from beit.data.sources.path_names import printable
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.evaluation.dense_inference import dense_classes

@@ -22,10 +22,10 @@ from beit.commands.assembly.build import choose_device, evaluation_workers
 from beit.commands.assembly.initial import read_initial
 from beit.commands.assembly.stage import prepared_batches
 from beit.commands.using.evaluating import Unreadable
-from beit.data.file_table import files_of
-from beit.data.labels import check_classes, choose_labels
-from beit.data.sources import Data, GivenData, Source, as_data, labels_of, open_parts
-from beit.data.views import ViewSettings
+from beit.data.checking.labels import check_classes, choose_labels
+from beit.data.sources.file_table import files_of
+from beit.data.sources.opening import Data, GivenData, Source, as_data, labels_of, open_parts
+from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.errors import UserError
 from beit.evaluation.feature_store import Origin, Parts, kept_features, weights_hash

@@ -1,0 +1,1 @@
+"""Which pictures a step takes, and batches of them."""

@@ -1,0 +1,1 @@
+"""What pictures there are: folders, shards, packs, data sets by name, what is handed over."""
