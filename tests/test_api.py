@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ assert set(beit.__all__) <= set(dir(beit)) and "torch" not in sys.modules
 assert beit.masking.MASKERS and beit.errors.UserError
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'version = "{beit.__version__}"' in text
 
 
 def test_unknown_names_are_refused() -> None:

@@ -12,6 +12,8 @@ Names are loaded when they are first used, so that `import beit` and `beit --hel
 
 from typing import TYPE_CHECKING, Any
 
+from beit.version import VERSION
+
 if TYPE_CHECKING:
     from beit.api import (
         bank,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
         write_report,
     )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "bank",
     "classify",

@@ -104,7 +104,8 @@ class ImageBatch(Travels):
     """A batch on its way from the host to a task.
 
     The host hands over uint8 views and the draws; the device work
-    (`beit.data.views.augment.prepare`) turns the patch view into normalised floats and the token view into floats in [0, 1].
+    (`beit.data.views.augment.prepare`) turns the patch view into normalised floats and the token
+    view into floats in [0, 1].
     """
 
     index: Tensor  # (B,) int64, places in the source: the batch's identity

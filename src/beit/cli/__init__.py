@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from beit import __version__
 from beit.cli import looking, training, using
 from beit.cli.arguments import Parser, json_last, require_values, unexpected, without_overrides
 from beit.errors import Interrupted, UserError, disk_complaint
 from beit.files import json_of_measured
+from beit.version import VERSION
 
 __all__ = ["main", "parser"]
 
@@ -97,7 +97,7 @@ def parser() -> Parser:
         epilog="A first look: `beit demo`. Everything works without a network.",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"beit {__version__}")
+    top.add_argument("--version", action="version", version=f"beit {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     looking.add(commands)
     training.add(commands)

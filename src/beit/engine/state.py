@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from beit.engine.optimiser import (
     restore_optimiser,
     trainable,
 )
+from beit.version import VERSION
 
 
 def model_tensors(task: nn.Module) -> dict[str, Tensor]:
@@ -85,8 +85,4 @@ def expected_size(task: nn.Module, average: bool) -> int:
 
 def versions() -> dict[str, str]:
     """What wrote the state, for whoever must explain a difference."""
-    try:
-        own = version("beit")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"beit": own, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {"beit": VERSION, "torch": str(torch.__version__), "python": platform.python_version()}

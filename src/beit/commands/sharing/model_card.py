@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from beit import __version__
 from beit.commands.assembly import saved_models
 from beit.commands.assembly.leftovers import BEST
 from beit.commands.assembly.run_files import RunFiles
@@ -22,6 +21,7 @@ from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.own_decoder import OURS
 from beit.nn.segmenter import Segmenter
 from beit.report.text import format_number, printable
+from beit.version import VERSION
 
 PAPER = "https://arxiv.org/abs/2106.08254"
 _SHOWN_LABELS = 50
@@ -166,7 +166,7 @@ def _title(story: Story, spec: str) -> str:
 def _about(story: Story) -> str:
     recipe = "" if story.recipe is None else f" by its recipe {_code(story.recipe['name'])}"
     trained = "Converted" if "converted_from" in story.facts else "Trained"
-    return f"{trained} with `beit` {__version__}{recipe}, after [BEiT]({PAPER}).\n"
+    return f"{trained} with `beit` {VERSION}{recipe}, after [BEiT]({PAPER}).\n"
 
 
 def _how_to_load(story: Story, spec: str) -> str:
