@@ -28,7 +28,7 @@ from beit.objectives.masked import masked_token_loss
 from beit.tokenizer.reading import TokenReader
 from harness import interleaved, record, times_faster
 from reference_model import ReferenceTokenizer
-from step import Setting, drawn_batch, fast_reading, settings_of, with_settings
+from setting import Setting, drawn_batch, fast_reading, settings_of, with_settings
 
 PREDICTED = {  # ratio of step times, without / with
     "head on the listed places alone": "1.05",
@@ -102,7 +102,7 @@ ROADS: list[tuple[str, type[MaskedImageModel], type[Encoder]]] = [
 
 
 def main() -> None:
-    """Time every idea and write the record."""
+    """Time every idea and write a record of each size."""
     parser = with_settings(__doc__)
     parser.add_argument("--only", nargs="+", metavar="PART", help="ideas with this in their name")
     options = parser.parse_args()
@@ -112,9 +112,8 @@ def main() -> None:
         skipped = options.eager and "compiled" in name
         return not skipped and any(part in name for part in parts)
 
-    rows = []
     for setting in settings_of(options):
-        rows += _Ideas(setting).measured(wanted)
+        rows = _Ideas(setting).measured(wanted)
         name = f"ideas-{setting.where}"
         print(record(name, rows, options.results, precision=setting.precision))
 

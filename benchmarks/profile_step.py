@@ -22,7 +22,8 @@ from beit.tasks.pretrain import VisualTokens
 from beit.tokenizer.reading import TokenReader
 from harness import RESULTS, record
 from performance_tables import PAGE
-from step import Setting, drawn_batch, fast_reading, own_step, settings_of, with_settings
+from setting import Setting, drawn_batch, fast_reading, settings_of, with_settings
+from step import own_step
 
 # What an operation belongs to, by a part of its name; the first that fits. The rest is "other".
 KINDS = {
@@ -38,15 +39,13 @@ KINDS = {
 
 
 def main() -> None:
-    """Profile every size and write the record and its picture."""
+    """Profile every size and write a record and a picture of each."""
     options = with_settings(__doc__).parse_args()
-    rows = []
-    for setting in settings_of(options):
-        rows.append(profiled(setting))
-        where = setting.where
-        print(record(f"profile-{where}", rows, options.results, precision=setting.precision))
     folder = PAGE.parent if options.results == RESULTS else options.results
-    (folder / f"step-profile-{where}.png").write_bytes(drawn(rows[-1]))
+    for setting in settings_of(options):
+        row, name = profiled(setting), f"profile-{setting.where}"
+        print(record(name, [row], options.results, precision=setting.precision))
+        (folder / f"step-{name}.png").write_bytes(drawn(row))
 
 
 def profiled(setting: Setting) -> dict[str, Any]:

@@ -8,22 +8,17 @@ the augmentation, the others get their pictures ready made. Pictures and weights
 does not depend on what is in them. Stochastic depth is off, or nothing could be compared.
 """
 
-import argparse
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import aims
 from beit.batch import ImageBatch
-from beit.commands.assembly.build import Precision, choose_device, choose_precision
-from beit.commands.planning.calibration import Call, Shape, random_batch, step_on
+from beit.commands.planning.calibration import Call, step_on
 from beit.data.views.augment import prepare
-from beit.data.views.draws import MaskPlan
-from beit.data.views.views import ViewSettings
 from beit.engine.settings import FitSettings
 from beit.interop.names import REFERENCE, TIMM, TRANSFORMERS_5
 from beit.nn.classifier import Classifier
@@ -32,15 +27,12 @@ from beit.nn.counting import count_work
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
-from beit.nn.presets import SizeName, encoder_config
 from beit.objectives.masked import masked_token_loss
 from beit.tasks.classify import ClassifyTask
 from beit.tasks.pretrain import PretrainTask, VisualTokens
-from beit.tokenizer.config import dalle_config
 from beit.tokenizer.counting import count_tokenizer_work
-from beit.tokenizer.dvae import DiscreteVAE
 from beit.tokenizer.reading import TokenReader, agreement
-from harness import RESULTS, interleaved, matrix_peak, peak_memory, record, times_faster
+from harness import interleaved, matrix_peak, peak_memory, record, times_faster
 from peers import (
     difference,
     hub_loss,
@@ -53,76 +45,22 @@ from peers import (
     translated,
 )
 from reference_model import ReferenceModel, ReferenceTokenizer, reference_step
+from setting import Setting, drawn_batch, fast_reading, settings_of, with_settings
 
 CLASSES = 1000
-MASKED = 75 / 196  # of the places, in the paper
 BANKED = "ours, banked"
 EAGER = "ours, banked, not compiled"
 
 
-class Setting(NamedTuple):
-    """What is the same for all sides."""
-
-    size: SizeName
-    batch: int
-    rounds: int
-    device: torch.device
-    precision: Precision
-    pixels: int  # a side of the encoder's view
-    eager: bool = False  # leave out what is compiled
-
-    @property
-    def compiles(self) -> bool:
-        """Whether our pre-training is compiled, as a long run is on a GPU."""
-        return self.device.type == "cuda" and not self.eager
-
-    @property
-    def where(self) -> str:
-        """What a record is called after: a CPU without bfloat16 is another machine."""
-        slow = self.device.type == "cpu" and self.precision == "float32"
-        return f"{self.device.type}{'-float32' if slow else ''}"
-
-    def encoder(self, **changes: Any) -> EncoderConfig:
-        """The encoder's shape, of the `plus` preset."""
-        return encoder_config(self.size, "plus", (self.pixels,) * 2, (16, 16), **changes)
-
-    def tokenizer(self, grid: tuple[int, int]) -> DiscreteVAE:
-        """A tokenizer of the size of DALL-E's, frozen, for one token a patch."""
-        vae = DiscreteVAE(dalle_config(dalle_config().view_size(grid))).to(self.device)
-        return vae.eval().requires_grad_(False)
-
-
-def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """What `with_settings` asked for, a size each."""
-    device = choose_device(options.device)
-    precision = choose_precision("auto", device)
-    rest = (options.batch, options.rounds, device, precision, options.pixels, options.eager)
-    return [Setting(size, *rest) for size in options.sizes]
-
-
-def with_settings(description: str) -> argparse.ArgumentParser:
-    """The arguments that make `Setting`s."""
-    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
-    parser.add_argument("--sizes", nargs="+", default=["base"])
-    parser.add_argument("--pixels", type=int, default=224, help="a side of the encoder's view")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
-    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
-    parser.add_argument("--device", help="cpu or cuda")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser
-
-
 def main() -> None:
-    """Time what was asked for and write the record."""
+    """Time what was asked for and write a record of each comparison of each size."""
     parser = with_settings(__doc__)
     parser.add_argument("what", nargs="*", default=["live", "given", "classifier"])
     options = parser.parse_args()
     settings = settings_of(options)
     for what in options.what:
-        rows = []
         for setting in settings:
-            rows.append(COMPARISONS[what](setting))
+            rows = [COMPARISONS[what](setting)]
             name = f"step-{what}-{setting.where}"
             print(record(name, rows, options.results, precision=setting.precision))
 
@@ -347,21 +285,6 @@ def _engine_step(task: nn.Module, batch: ImageBatch, setting: Setting, *, compil
         compile=compiled,
     )
     return step_on(task, settings, setting.device)(batch)
-
-
-def drawn_batch(
-    setting: Setting, config: EncoderConfig, token_view: tuple[int, int] | None = None, **more: Any
-) -> ImageBatch:
-    """A batch as the loader hands it over: uint8 views, draws, as many masks as in the paper."""
-    grid = config.grid
-    masks = MaskPlan(grid, count=round(MASKED * grid[0] * grid[1]))
-    views = ViewSettings(config.image_size, token_view)
-    return random_batch(Shape(views, masks, **more), setting.batch, setting.device)
-
-
-def fast_reading(setting: Setting) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision in which the device reads tokens fastest."""
-    return "float16" if setting.device.type == "cuda" else setting.precision
 
 
 COMPARISONS = {"live": live_steps, "given": given_steps, "classifier": classifier_steps}

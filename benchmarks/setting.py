@@ -1,0 +1,104 @@
+"""What comparisons of steps have in common: arguments, shapes, a batch, the names of records."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from beit.data.draws import MaskPlan
+
+from beit.batch import ImageBatch
+from beit.commands.assembly.build import Precision, choose_device, choose_precision
+from beit.commands.planning.calibration import Shape, random_batch
+from beit.data.views import ViewSettings
+from beit.nn.config import EncoderConfig
+from beit.nn.presets import SizeName, encoder_config
+from beit.tokenizer.config import dalle_config
+from beit.tokenizer.dvae import DiscreteVAE
+from harness import RESULTS
+
+MASKED = 75 / 196  # of the places, in the paper
+USUAL_SIZE: SizeName = "base"
+USUAL_PIXELS = 224
+USUAL_BATCH = {"cpu": 8, "cuda": 256}
+
+
+class Setting(NamedTuple):
+    """What is the same for all sides."""
+
+    size: SizeName
+    batch: int
+    rounds: int
+    device: torch.device
+    precision: Precision
+    pixels: int  # a side of the encoder's view
+    eager: bool = False  # leave out what is compiled
+
+    @property
+    def compiles(self) -> bool:
+        """Whether our pre-training is compiled, as a long run is on a GPU."""
+        return self.device.type == "cuda" and not self.eager
+
+    @property
+    def where(self) -> str:
+        """The end of a record's name: the machine, and what is not as usual, one record each.
+
+        A CPU without bfloat16 is another machine.
+        """
+        kind = self.device.type
+        unusual = {
+            "float32": kind == "cpu" and self.precision == "float32",
+            "eager": self.eager,
+            self.size: self.size != USUAL_SIZE,
+            f"{self.pixels}px": self.pixels != USUAL_PIXELS,
+            str(self.batch): self.batch != USUAL_BATCH[kind],
+        }
+        return "-".join([kind, *(name for name, differs in unusual.items() if differs)])
+
+    def encoder(self, **changes: Any) -> EncoderConfig:
+        """The encoder's shape, of the `plus` preset."""
+        return encoder_config(self.size, "plus", (self.pixels,) * 2, (16, 16), **changes)
+
+    def tokenizer(self, grid: tuple[int, int]) -> DiscreteVAE:
+        """A tokenizer of the size of DALL-E's, frozen, for one token a patch."""
+        vae = DiscreteVAE(dalle_config(dalle_config().view_size(grid))).to(self.device)
+        return vae.eval().requires_grad_(False)
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    """What `with_settings` asked for, a size each."""
+    device = choose_device(options.device)
+    precision = choose_precision("auto", device)
+    batch = options.batch or USUAL_BATCH[device.type]
+    rest = (batch, options.rounds, device, precision, options.pixels, options.eager)
+    return [Setting(size, *rest) for size in options.sizes]
+
+
+def with_settings(description: str) -> argparse.ArgumentParser:
+    """The arguments that make `Setting`s."""
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sizes", nargs="+", default=[USUAL_SIZE], help="a record each")
+    parser.add_argument(
+        "--pixels", type=int, default=USUAL_PIXELS, help="a side of the encoder's view"
+    )
+    parser.add_argument("--batch", type=int, help="pictures a step (8 on a CPU, 256 on a GPU)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--device", help="cpu or cuda")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser
+
+
+def drawn_batch(
+    setting: Setting, config: EncoderConfig, token_view: tuple[int, int] | None = None, **more: Any
+) -> ImageBatch:
+    """A batch as the loader hands it over: uint8 views, draws, as many masks as in the paper."""
+    grid = config.grid
+    masks = MaskPlan(grid, count=round(MASKED * grid[0] * grid[1]))
+    views = ViewSettings(config.image_size, token_view)
+    return random_batch(Shape(views, masks, **more), setting.batch, setting.device)
+
+
+def fast_reading(setting: Setting) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision in which the device reads tokens fastest."""
+    return "float16" if setting.device.type == "cuda" else setting.precision
