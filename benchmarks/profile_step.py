@@ -74,6 +74,7 @@ def profiled(setting: Setting) -> dict[str, Any]:
         "size": setting.size,
         "batch": setting.batch,
         "rounds": setting.rounds,
+        "attention": setting.attention,
         "milliseconds": round(whole / setting.rounds / 1000, 2),
         "shares": shares,
     }

@@ -12,12 +12,14 @@ from beit.commands.assembly.build import Precision, choose_device, choose_precis
 from beit.commands.planning.calibration import Shape, random_batch
 from beit.data.views import ViewSettings
 from beit.nn.config import EncoderConfig
+from beit.nn.fused_attention import is_hopper, why_not_for
 from beit.nn.presets import SizeName, encoder_config
 from beit.tokenizer.config import dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 from harness import RESULTS
 
 MASKED = 75 / 196  # of the places, in the paper
+OUR_KERNELS = "our kernels"
 USUAL_SIZE: SizeName = "base"
 USUAL_PIXELS = 224
 USUAL_BATCH = {"cpu": 8, "cuda": 256}
@@ -33,6 +35,14 @@ class Setting(NamedTuple):
     precision: Precision
     pixels: int  # a side of the encoder's view
     eager: bool = False  # leave out what is compiled
+
+    @property
+    def attention(self) -> str:
+        """Which kernels mix the values of our models, and why where they are not our own."""
+        config, types = self.encoder(), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        shape = (1, 1 + config.patches, 3, config.heads, config.width // config.heads)
+        why = why_not_for(torch.empty(shape, dtype=types[self.precision], device=self.device))
+        return f"not our kernels: {why}" if why else OUR_KERNELS
 
     @property
     def compiles(self) -> bool:
@@ -66,12 +76,26 @@ class Setting(NamedTuple):
 
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """What `with_settings` asked for, a size each."""
+    """What `with_settings` asked for, a size each; refused on a Hopper without our kernels."""
     device = choose_device(options.device)
     precision = choose_precision("auto", device)
     batch = options.batch or USUAL_BATCH[device.type]
     rest = (batch, options.rounds, device, precision, options.pixels, options.eager)
-    return [Setting(size, *rest) for size in options.sizes]
+    settings = [Setting(size, *rest) for size in options.sizes]
+    if not options.any_attention:
+        _refuse_other_attention(settings)
+    return settings
+
+
+def _refuse_other_attention(settings: list[Setting]) -> None:
+    """End where the card is one that our kernels are made for, and they are not taken."""
+    for setting in settings:
+        hopper = setting.device.type == "cuda" and is_hopper(setting.device)
+        if hopper and setting.attention != OUR_KERNELS:
+            raise SystemExit(
+                f"the attention of {setting.size} would not be that of a run on such a card "
+                f"({setting.attention}); --any-attention times and records it all the same"
+            )
 
 
 def with_settings(description: str) -> argparse.ArgumentParser:
@@ -84,6 +108,9 @@ def with_settings(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help="pictures a step (8 on a CPU, 256 on a GPU)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed")
     parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument(
+        "--any-attention", action="store_true", help="also on a Hopper without our kernels"
+    )
     parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser

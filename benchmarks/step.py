@@ -254,6 +254,7 @@ def measured(
         "size": setting.size,
         "batch": setting.batch,
         "rounds": setting.rounds,
+        "attention": setting.attention,
         "matrix product, TFLOP/s": round(peak / 1e12, 4),
         "sides": rows,
         "ratios": ratios,

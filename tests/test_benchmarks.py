@@ -43,6 +43,7 @@ def test_steps_are_compared_with_their_peers(
 ) -> None:
     (row,) = recorded("step.py", [what, *SMALL], tmp_path)["rows"]
     assert ratios <= set(row["ratios"]) and all(r["median"] > 0 for r in row["ratios"].values())
+    assert row["attention"] == "not our kernels: the kernels are made for CUDA"
     assert len(row["apart in float32"]) == peers
     assert all(apart["gradient, relative"] < 1e-5 for apart in row["apart in float32"].values())
     assert not [name for name in row["sides"] if "compiled" in name]
@@ -77,6 +78,7 @@ def test_attention_is_compared_alone(tmp_path: Path) -> None:
 
 def test_a_step_is_profiled_and_drawn(tmp_path: Path) -> None:
     (row,) = recorded("profile_step.py", SMALL, tmp_path)["rows"]
+    assert row["attention"] == "not our kernels: the kernels are made for CUDA"
     assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert row["shares"]["convolutions of the tokenizer"] > row["shares"]["other"]
     (drawing,) = tmp_path.glob("step-profile-*.png")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.imagined_cuda import imagined_cuda
+
 BENCHMARKS = str(Path(__file__).resolve().parents[1] / "benchmarks")
 if BENCHMARKS not in sys.path:  # scripts, not a package
     sys.path.append(BENCHMARKS)
@@ -48,5 +50,32 @@ def test_what_is_not_as_usual_has_a_record_of_its_own(
     """A run of another size, batch or way would else replace what the documents are made from."""
     monkeypatch.setattr(setting, "choose_device", torch.device)
     monkeypatch.setattr(setting, "choose_precision", lambda *given: precision)
+    monkeypatch.setattr(setting, "is_hopper", lambda device: False)
     options = setting.with_settings("imagined").parse_args(words.split())
     assert [found.where for found in setting.settings_of(options)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("hopper", "why", "words", "refused"),
+    [
+        (True, "", "", False),
+        (True, "results are 2.0 apart", "", True),
+        (True, "results are 2.0 apart", "--any-attention", False),
+        (False, "the card is no Hopper", "", False),
+    ],
+)
+def test_a_hopper_without_our_kernels_is_not_timed_unless_told(
+    hopper: bool, why: str, words: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting, "choose_device", torch.device)
+    monkeypatch.setattr(setting, "choose_precision", lambda *given: "bfloat16")
+    monkeypatch.setattr(setting, "is_hopper", lambda device: hopper)
+    monkeypatch.setattr(setting, "why_not_for", lambda projected: why)
+    options = setting.with_settings("imagined").parse_args(["--device", "cuda", *words.split()])
+    with imagined_cuda(monkeypatch):
+        if refused:
+            with pytest.raises(SystemExit, match=r"base .*2\.0 apart.*--any-attention"):
+                setting.settings_of(options)
+        else:
+            (found,) = setting.settings_of(options)
+            assert why in found.attention and (found.attention == "our kernels") is not bool(why)

@@ -12,7 +12,13 @@ from torch import Tensor
 from beit.nn import fused_attention as fused
 from beit.nn.attention import attend_projected, attention_probabilities, split_projected
 from beit.nn.encoder import Encoder, EncoderConfig
-from beit.nn.fused_attention import fused_attention, is_leaving, is_made_for
+from beit.nn.fused_attention import (
+    fused_attention,
+    is_leaving,
+    is_made_for,
+    why_not_for,
+)
+from engine.imagined_cuda import CUDA, imagined_cuda
 
 HERE = Path(__file__).parent
 # Importing torch's compiler warns of a part of torch that goes.
@@ -57,6 +63,7 @@ def test_kernels_can_be_assembled_for_hopper(tmp_path: Path) -> None:
 def test_a_cpu_does_without() -> None:
     projected = torch.randn(2, 5, 3, 2, 16).bfloat16()
     assert not is_made_for(projected)
+    assert why_not_for(projected) == "the kernels are made for CUDA"
     query, key, value = split_projected(projected)
     expected = (attention_probabilities(query, key, None) @ value).transpose(1, 2)
     torch.testing.assert_close(attend_projected(projected, None), expected)
@@ -121,14 +128,14 @@ def test_only_an_export_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "hip", "triton", "works", "good"),
+    ("capability", "hip", "triton", "fault", "lacks"),
     [
-        ((9, 0), None, True, True, True),
-        ((9, 0), None, True, False, False),
-        ((9, 0), None, False, True, False),
-        ((9, 0), "6.0", True, True, False),  # AMD's
-        ((8, 0), None, True, True, False),
-        ((10, 0), None, True, True, False),
+        ((9, 0), None, True, "", ""),
+        ((9, 0), None, True, "results are 2.0 apart", "results are 2.0 apart"),
+        ((9, 0), None, False, "", "there is no Triton"),
+        ((9, 0), "6.0", True, "", "the card is no Hopper"),  # AMD's
+        ((8, 0), None, True, "", "the card is no Hopper"),
+        ((10, 0), None, True, "", "the card is no Hopper"),
     ],
 )
 def test_cards_that_are_taken(
@@ -136,8 +143,8 @@ def test_cards_that_are_taken(
     capability: tuple[int, int],
     hip: str | None,
     triton: bool,
-    works: bool,
-    good: bool,
+    fault: str,
+    lacks: str,
 ) -> None:
     """Each card is asked about itself, not about the current one."""
     card = torch.device("cuda:1")
@@ -146,14 +153,37 @@ def test_cards_that_are_taken(
     monkeypatch.setattr(torch.cuda, "get_device_capability", {card: capability}.get)
     monkeypatch.setattr(torch.cuda, "get_device_name", {card: "imagined"}.get)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
-    monkeypatch.setattr(fused, "works_on", {card: works}.get)
-    monkeypatch.setattr(fused, "_usable", {})
-    assert fused._card_is_good_for_it(card) is good
+    monkeypatch.setattr(fused, "fault_on", {card: fault}.get)
+    monkeypatch.setattr(fused, "_faults", {})
+    assert fused._card_lacks(card) == lacks
+    assert fused._card_is_good_for_it(card) is not bool(lacks)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "features", "why"),
+    [
+        (torch.bfloat16, 2048, 64, ""),
+        (torch.float16, 5, 16, ""),
+        (torch.float32, 5, 16, "bfloat16 and float16"),
+        (torch.bfloat16, 2049, 64, "2,048 tokens"),
+        (torch.bfloat16, 5, 48, "16, 32 or 64"),
+    ],
+)
+def test_what_is_not_taken_is_said(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, features: int, why: str
+) -> None:
+    monkeypatch.setattr(fused, "_card_lacks", lambda device: "")
+    with imagined_cuda(monkeypatch):
+        projected = torch.empty(1, tokens, 3, 2, features, dtype=dtype, device=CUDA)
+        assert why in why_not_for(projected)
+        assert is_made_for(projected) is not bool(why)
 
 
 @TORCHS_OWN
 @pytest.mark.gpu
-def test_a_compiled_encoder_has_the_same_gradients() -> None:
+def test_a_compiled_encoder_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card is first looked at in the middle of compiling, as in a run."""
+    monkeypatch.setattr(fused, "_faults", {})
     config = EncoderConfig(
         image_size=(32, 32),
         patch_size=(8, 8),
@@ -167,11 +197,12 @@ def test_a_compiled_encoder_has_the_same_gradients() -> None:
     encoder = Encoder(config).cuda()
     images = torch.randn(3, 3, 32, 32, device="cuda")
     found = []
-    for called in (encoder, torch.compile(encoder, fullgraph=True)):
+    for called in (torch.compile(encoder, fullgraph=True), encoder):
         encoder.zero_grad()
         with torch.autocast("cuda", torch.bfloat16):
             tokens = called(images).tokens
         torch.autograd.backward(tokens.square().mean())
         gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
         found.append(torch.cat([tokens.detach().flatten(), *gradients]).float())
+    assert set(fused._faults.values()) == {""}
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 2e-2

@@ -32,32 +32,47 @@ def is_leaving() -> bool:
     return exporting
 
 
-_usable: dict[str, bool] = {}  # by card; found out once
+_faults: dict[str, str] = {}  # by card, "" where there are none; found out once
+
+
+def _card_lacks(device: torch.device) -> str:
+    """What a card lacks for the kernels; "" where it is good for them.
+
+    Triton must be there, and the card a Hopper on which they were seen to work: on others they were
+    never timed.
+    """
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA"
+    if not is_hopper(device):
+        return "the card is no Hopper"
+    if importlib.util.find_spec("triton") is None:
+        return "there is no Triton"
+    card = torch.cuda.get_device_name(device)
+    if card not in _faults:
+        _faults[card] = fault_on(device)
+    return _faults[card]
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether a CUDA device is a card that the kernels are made for."""
+    # AMD numbers its cards by nines, too.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _card_is_good_for_it(device: torch.device) -> bool:
-    """Whether Triton is there and the card a Hopper on which the kernels were seen to work.
-
-    On others they were never timed.
-    """
-    if not torch.cuda.is_available() or torch.version.hip is not None:
-        return False  # AMD numbers its cards by nines, too
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return False
-    if importlib.util.find_spec("triton") is None:
-        return False
-    card = torch.cuda.get_device_name(device)
-    if card not in _usable:
-        _usable[card] = works_on(device)
-    return _usable[card]
+    """Whether a card lacks nothing: what torch.compile takes for a constant."""
+    return not _card_lacks(device)
 
 
 # What `torch.compiler.assume_constant_result` does, without importing torch's compiler for it.
 _card_is_good_for_it._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def works_on(device: torch.device) -> bool:
+def fault_on(device: torch.device) -> str:
     """Compare values and gradients with torch's on a little example; warn where they differ.
+
+    Returns:
+        What is wrong, in words; "" where nothing is.
 
     Compilers and drivers change under a program that is not changed: wrong attention would not
     stop a run, it would spoil it.
@@ -75,10 +90,10 @@ def works_on(device: torch.device) -> bool:
             told = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         else:
             if apart < _TOLERANCE:
-                return True
+                return ""
             told = f"results are {apart:.1e} apart"
     warnings.warn(f"fused attention does not work here ({told}); torch's is used", stacklevel=2)
-    return False
+    return told
 
 
 def _difference(device: torch.device) -> float:
@@ -107,14 +122,29 @@ def _difference(device: torch.device) -> float:
 
 def is_made_for(projected: Tensor) -> bool:
     """Whether `fused_attention` takes (B, T, 3, H, d) queries, keys and values like these."""
-    return (
-        projected.device.type == "cuda"
-        and projected.dtype in (torch.bfloat16, torch.float16)
-        and projected.shape[1] <= MOST_TOKENS
-        and projected.shape[4] in _FEATURES
-        and not is_leaving()
-        and _card_is_good_for_it(projected.device)
-    )
+    return not _unfit(projected) and not is_leaving() and _card_is_good_for_it(projected.device)
+
+
+def why_not_for(projected: Tensor) -> str:
+    """Why `fused_attention` is not taken for such queries, keys and values; "" where it is.
+
+    For people to read: what computes asks `is_made_for`.
+    """
+    return _unfit(projected) or _card_lacks(projected.device)
+
+
+def _unfit(projected: Tensor) -> str:
+    """What is not as the kernels want it; "" where everything is."""
+    # Sentences without numbers in them: torch.compile follows this, too.
+    if projected.device.type != "cuda":
+        return "the kernels are made for CUDA"
+    if projected.dtype not in (torch.bfloat16, torch.float16):
+        return "the kernels take bfloat16 and float16"
+    if projected.shape[1] > MOST_TOKENS:
+        return "the kernels take no more than 2,048 tokens"
+    if projected.shape[4] not in _FEATURES:
+        return "the kernels take heads of 16, 32 or 64 features"
+    return ""
 
 
 def fused_attention(projected: Tensor, bias: Tensor) -> Tensor:
