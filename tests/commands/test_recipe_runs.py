@@ -8,8 +8,10 @@ import pytest
 import torch
 import yaml
 
+from beit.commands.assembly import stage
 from beit.commands.assembly.build import mask_plan
 from beit.commands.assembly.saved_models import load
+from beit.errors import UserError
 from beit.files import sha256_of
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.models import PretrainRecipe
@@ -182,3 +184,20 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_it(tmp_path: Path) -> None:
     assert beit(*tokenizing(tmp_path / "t", optim__warmup_steps=1000)).status == 0
     rates = [row["lr"] for row in rows_of(tmp_path / "t")]
     assert rates == sorted(rates) and rates[0] == 0 < rates[-1]
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_card_is_looked_at_before_anything_is_compiled(
+    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else our attention kernels would first be tried in the midst of torch's compiler."""
+    looked: list[torch.device] = []
+
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("before the first step")
+
+    monkeypatch.setattr(stage, "look_at", looked.append)
+    monkeypatch.setattr(stage, "fit", stop)
+    outcome = beit(*tokenizing(tmp_path / "run"), engine__compile=compiles)
+    assert outcome.complaint == "before the first step"
+    assert looked == [torch.device("cpu")] * compiles

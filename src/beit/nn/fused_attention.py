@@ -68,6 +68,12 @@ def _card_is_good_for_it(device: torch.device) -> bool:
 _card_is_good_for_it._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def look_at(device: torch.device) -> None:
+    """Find out now what later calls know of a CUDA card, and torch.compile in the midst of one."""
+    if device.type == "cuda":
+        _card_lacks(device)
+
+
 def fault_on(device: torch.device) -> str:
     """Compare values and gradients with torch's on a little example; warn where they differ.
 

@@ -42,6 +42,7 @@ from beit.engine.run_folder import RunFolder
 from beit.engine.settings import FitResult, promise_repeatable_products
 from beit.errors import UserError
 from beit.files import atomic_write_text, json_of_measured, sha256_of
+from beit.nn.fused_attention import look_at
 from beit.recipes.downstream_models import ClassifyRecipe, Recipe, SegmentRecipe
 from beit.recipes.models import Frozen
 from beit.recipes.overrides import (
@@ -96,6 +97,8 @@ class Stage:
         """Train the task on the batches."""
         recipe = self.recipe
         settings = fit_settings(recipe.optim, recipe.engine, len(self.train), self.device)
+        if settings.compile:
+            look_at(self.device)
 
         def recorded(samples_seen: int) -> Iterator[ImageBatch]:
             self.record()  # it asks for batches: nothing refuses the run any more
