@@ -23,7 +23,7 @@ from beit.nn.masked_image_model import MaskedImageModel
 from beit.nn.presets import PRESETS
 from beit.nn.saved_bytes import saved_bytes
 from beit.objectives.masked import masked_token_loss
-from harness import peak_memory, record
+from harness import memory_of, record
 
 LIMITS = {"base": 65.0, "large": 174.0}  # megabytes, counted
 VOCABULARY, PLACES = 8192, 75
@@ -93,10 +93,8 @@ def _peak(model: MaskedImageModel, device: torch.device) -> float:
 
     def of(pictures: int) -> int:
         model.zero_grad(set_to_none=False)
-        return (
-            peak_memory(lambda: torch.autograd.backward(_loss(model, pictures, device)), device)
-            or 0
-        )
+        taken = memory_of(lambda: torch.autograd.backward(_loss(model, pictures, device)), device)
+        return taken.peak or 0
 
     of(1)  # makes the gradients
     return round((of(16) - of(8)) / 8 / 1e6, 2)

@@ -9,7 +9,7 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,15 +84,31 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return matrix_rate(device, dtype, 10, _PEAK_ON_CPU if device.type == "cpu" else None)
 
 
-def peak_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes that a call had allocated on a CUDA device at most; None on a CPU."""
+class Memory(NamedTuple):
+    """Bytes on a CUDA device; None on a CPU."""
+
+    before: int | None = None  # what was there already, of other sides and of this one's state
+    peak: int | None = None
+
+
+def memory_of(call: Call, device: torch.device) -> Memory:
+    """What a call takes when it is not the first, which also compiles and makes what stays."""
+    call()
     if device.type != "cuda":
-        call()
-        return None
+        return Memory()
+    synchronise(device)
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     call()
     synchronise(device)
-    return torch.cuda.max_memory_allocated(device)
+    return Memory(before, torch.cuda.max_memory_allocated(device))
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Let go of what nothing holds any more, for allocations of other sizes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def record(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **more: Any) -> Path:

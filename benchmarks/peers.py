@@ -116,14 +116,16 @@ def difference(
     names: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     tolerance: float = 2e-4,
+    loss_tolerance: float = 1e-4,
 ) -> dict[str, float]:
-    """Compare losses and gradients in float32, and assert that they are equal.
+    """Compare losses and gradients, by default in float32, and assert that they are equal.
 
     Args:
         ours: Our model and its loss.
         theirs: Likewise.
         names: Our gradients under their names.
         tolerance: On the norm of the gradients' difference, relative to their norm.
+        loss_tolerance: On the losses' difference, relative to ours.
     """
     losses, gradients = [], []
     for model, loss in (ours, theirs):
@@ -140,6 +142,21 @@ def difference(
     apart = sum((own[name] - gradients[1][name]).square().sum() for name in own)
     norm = sum(value.square().sum() for value in own.values())
     relative = float((apart / norm).sqrt())  # type: ignore[union-attr]
-    assert abs(losses[0] - losses[1]) < 1e-4 * abs(losses[0]), losses
+    assert abs(losses[0] - losses[1]) < loss_tolerance * abs(losses[0]), losses
     assert relative < tolerance, relative
     return {"loss": losses[0] - losses[1], "gradient, relative": relative}
+
+
+def difference_in_half(model: nn.Module, loss: Loss, device: torch.device) -> dict[str, float]:
+    """Compare a model under bfloat16 autocast with itself in float32; assert that it is close.
+
+    Steps are timed under autocast, where kernels compute that float32 never asks. A wrong one gives
+    another gradient; rounding gives one that is near.
+    """
+
+    def in_half() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return loss()
+
+    half = model, in_half
+    return difference((model, loss), half, dict, tolerance=3e-2, loss_tolerance=1e-2)

@@ -18,12 +18,10 @@ from beit.nn.encoder import Encoder
 from beit.nn.heads import MaskedTokenHead
 from beit.nn.masked_image_model import MaskedImageModel
 from beit.report.canvas import BLUE, SMALL_SIZE, new_figure, quiet_axes, to_png
-from beit.tasks.pretrain import VisualTokens
-from beit.tokenizer.reading import TokenReader
 from harness import RESULTS, record
 from performance_tables import PAGE
-from setting import Setting, drawn_batch, fast_reading, settings_of, with_settings
-from step import own_step
+from setting import Setting, drawn_batch, settings_of, with_settings
+from step import fast_tokens, own_step
 
 # What an operation belongs to, by a part of its name; the first that fits. The rest is "other".
 KINDS = {
@@ -56,8 +54,7 @@ def profiled(setting: Setting) -> dict[str, Any]:
     head = MaskedTokenHead(config.width, vae.vocabulary)
     model = MaskedImageModel(Encoder(config), head).to(setting.device)
     batch = drawn_batch(setting, config, vae.image_size)
-    target = VisualTokens(TokenReader(vae, fast_reading(setting)), listed_only=True)
-    step = own_step(model, target, batch, setting)
+    step = own_step(model, fast_tokens(vae, setting), batch, setting)
     for _ in range(2):
         step()
     kinds = [ProfilerActivity.CPU]

@@ -13,7 +13,9 @@ if BENCHMARKS not in sys.path:  # scripts, not a package
     sys.path.append(BENCHMARKS)
 
 import harness  # noqa: E402  # it can only be found from here on
+import peers  # noqa: E402
 import setting  # noqa: E402
+import step  # noqa: E402
 
 
 @pytest.mark.parametrize(("device", "sides"), [("cpu", 2048), ("cuda", 8192)])
@@ -79,3 +81,110 @@ def test_a_hopper_without_our_kernels_is_not_timed_unless_told(
         else:
             (found,) = setting.settings_of(options)
             assert why in found.attention and (found.attention == "our kernels") is not bool(why)
+
+
+class Card:
+    """CUDA's counters of memory for something that a test allocates."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held = self.most = 0
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.most)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self.take(0))
+
+    def take(self, count: int) -> None:
+        """Allocate bytes; the peak is counted from here where there are none."""
+        self.held += count
+        self.most = max(self.most, self.held) if count else self.held
+
+
+def test_memory_is_what_a_step_takes_when_it_is_not_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card, calls = Card(monkeypatch), 0
+    card.take(7)  # of other sides
+
+    def once() -> None:
+        nonlocal calls
+        calls += 1
+        taken = 1000 if calls == 1 else 50  # the first one compiles
+        card.take(100 if calls == 1 else 0)  # and makes the optimiser's state
+        card.take(taken)
+        card.take(-taken)
+
+    assert harness.memory_of(once, torch.device("cuda")) == (107, 157)
+    assert harness.memory_of(once, torch.device("cpu")) == (None, None)
+
+
+def test_a_side_that_raises_is_noted_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "matrix_peak", lambda *given: 1e9)
+    made: list[str] = []
+
+    def side(name: str) -> step.Side:
+        def call() -> None:
+            if name == "theirs, compiled":
+                raise torch.OutOfMemoryError("no room\nfor this")
+
+        return lambda: made.append(name) or call  # type: ignore[func-returns-value]
+
+    names = ("theirs", "theirs, compiled", "ours", "ours, compiled")
+    pairs = {f"{name} / ours": (name, "ours") for name in names[:2]}
+    here = setting.Setting("base", 1, 2, harness.CPU, "float32", 224)
+    flops = dict.fromkeys(names, 1)
+    row = step.measured({name: side(name) for name in names}, pairs, flops, here)
+    assert row["failed"] == {"theirs, compiled": "OutOfMemoryError: no room"}
+    assert "no room" in capsys.readouterr().err
+    assert set(row["sides"]) == {"theirs", "ours", "ours, compiled"}
+    assert set(row["ratios"]) == {"theirs / ours"}
+    made.clear()
+    here = here._replace(eager=True)
+    step.measured({name: side(name) for name in names}, pairs, flops, here)
+    assert made == ["theirs", "ours"]  # and no others
+
+
+@pytest.mark.parametrize(("fault", "found"), [(1.0, False), (1.1, True)])
+def test_a_wrong_kernel_of_half_precision_is_found(fault: float, found: bool) -> None:
+    """It is in no comparison in float32."""
+    torch.manual_seed(0)
+    model, given = torch.nn.Linear(64, 8), torch.randn(16, 64)
+
+    def loss() -> torch.Tensor:
+        values = model(given)
+        if values.dtype == torch.bfloat16:
+            values = values + (fault - 1) * (values - values.detach())  # in the gradient alone
+        loss: torch.Tensor = values.float().square().mean()
+        return loss
+
+    if found:
+        with pytest.raises(AssertionError):
+            peers.difference_in_half(model, loss, harness.CPU)
+    else:
+        assert peers.difference_in_half(model, loss, harness.CPU)["gradient, relative"] > 0
+
+
+def test_few_of_many_pictures_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 a large model's gradients of a whole batch would not fit."""
+    monkeypatch.setattr(step, "MOST_COMPARED", 2)
+    here = setting.Setting("digits", 3, 1, harness.CPU, "float32", 32)
+    masked, seen = step._Masked(here), []
+    for module in (masked.model, masked.reference, masked.hub):
+        module.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    in_float32, in_half = masked.apart(("reference, live", "transformers"))
+    assert seen == [2] * 6 and set(in_float32) == {"reference", "transformers"}
+    assert 1e-5 < in_half["gradient, relative"] < 3e-2
+
+
+def test_the_reader_that_is_timed_has_read_nothing_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for all places before, it would be compiled for any shape in the timed step."""
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    here = setting.Setting("digits", 2, 1, harness.CPU, "bfloat16", 32)
+    monkeypatch.setattr(setting.Setting, "compiles", True)
+    masked = step._Masked(here)
+    assert masked.equal_codes(("ours, live",))["ours in half precision"] > 0.9
+    assert not compiled
+    step.fast_tokens(masked.vae, here)
+    assert compiled
