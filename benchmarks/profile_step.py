@@ -6,11 +6,14 @@ Writes a record, and a picture of it beside docs/performance.md. A profiled step
 than others; shares are what counts here. The step is that of `step.py`, live tokenizer included.
 """
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from beit.commands.planning.calibration import synchronise
@@ -23,16 +26,23 @@ from performance_tables import PAGE
 from setting import Setting, drawn_batch, settings_of, with_settings
 from step import fast_tokens, own_step
 
-# What an operation belongs to, by a part of its name; the first that fits. The rest is "other".
+# What a CPU's operation or a GPU's kernel belongs to, by a part of its name in small letters (a
+# regular expression); the first that fits. The rest is "other".
 KINDS = {
-    "convolutions of the tokenizer": ("conv",),
-    "linear layers' products": ("addmm", "aten::mm", "linear"),
-    "attention": ("bmm", "baddbmm", "attention", "softmax"),
-    "copies and casts": ("copy_", "_to_copy", "contiguous", "cat"),
+    "fused by torch's compiler": ("^triton_",),  # named after all that was fused
+    "convolutions of the tokenizer": ("conv", "implicit", "fprop", "dgrad", "wgrad"),
+    "attention": (
+        "^_forward$",  # ours: these three
+        "^_of_keys_and_values$",
+        "^_of_queries$",
+        *("fmha", "flash", "bmm", "baddbmm", "attention", "softmax"),
+    ),
+    "linear layers' products": ("addmm", "aten::mm", "linear", "nvjet", "cutlass", "gemm"),
+    "copies and casts": ("copy", "contiguous", "cat", "memcpy", "nchwtonhwc", "nhwctonchw"),
     "GELU": ("gelu",),
-    "LayerNorm": ("layer_norm",),
-    "AdamW and clipping": ("adamw", "foreach", "norm"),
-    "sums, biases and residuals": ("sum", "add", "mul", "fill", "zero"),
+    "LayerNorm": ("layer_?norm", "gammabeta"),
+    "AdamW and clipping": ("adam", "foreach", "multi_tensor_apply", "norm"),
+    "sums, biases and residuals": ("sum", "add", "mul", "fill", "zero", "memset"),
 }
 
 
@@ -64,7 +74,7 @@ def profiled(setting: Setting) -> dict[str, Any]:
         for _ in range(setting.rounds):
             step()
         synchronise(setting.device)
-    times = by_kind(found, setting)
+    times = by_kind(found.key_averages(), setting.device)
     whole = sum(times.values())
     shares = {name: round(time / whole, 4) for name, time in times.most_common()}
     return {
@@ -77,20 +87,25 @@ def profiled(setting: Setting) -> dict[str, Any]:
     }
 
 
-def by_kind(found: profile, setting: Setting) -> Counter[str]:
-    """Microseconds that operations took themselves, by kind."""
+def by_kind(events: Iterable[Any], device: torch.device) -> Counter[str]:
+    """Microseconds that operations took themselves, by kind.
+
+    On CUDA those of kernels and copies alone: a CPU's operation has the time of the kernels that it
+    launched once more, and an annotation that of all it surrounds.
+    """
     times: Counter[str] = Counter()
-    for event in found.key_averages():
-        cuda = setting.device.type == "cuda"
-        taken = event.self_device_time_total if cuda else event.self_cpu_time_total
-        times[kind_of(event.key)] += taken
+    for event in events:
+        if device.type == "cpu":
+            times[kind_of(event.key)] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            times[kind_of(event.key)] += event.self_device_time_total
     return times
 
 
 def kind_of(operation: str) -> str:
     """What an operation belongs to."""
     for kind, parts in KINDS.items():
-        if any(part in operation.lower() for part in parts):
+        if any(re.search(part, operation.lower()) for part in parts):
             return kind
     return "other"
 

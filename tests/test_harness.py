@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from engine.imagined_cuda import imagined_cuda
 
@@ -14,6 +16,7 @@ if BENCHMARKS not in sys.path:  # scripts, not a package
 
 import harness  # noqa: E402  # it can only be found from here on
 import peers  # noqa: E402
+import profile_step  # noqa: E402
 import setting  # noqa: E402
 import step  # noqa: E402
 
@@ -188,3 +191,45 @@ def test_the_reader_that_is_timed_has_read_nothing_before(monkeypatch: pytest.Mo
     assert not compiled
     step.fast_tokens(masked.vae, here)
     assert compiled
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("_forward", "attention"),
+        ("_of_keys_and_values", "attention"),
+        ("_of_queries", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
+        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopA_bias_TNT", "linear layers' products"),
+        ("void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16>", "linear layers' products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "linear layers' products"),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32", "convolutions of the tokenizer"),
+        ("cutlass_tensorop_f16_s16816fprop_optimized_f16", "convolutions of the tokenizer"),
+        ("triton_per_fused_native_layer_norm_convolution_3", "fused by torch's compiler"),
+        ("void at::native::(anonymous namespace)::nll_loss_forward_reduce_cuda_kernel_2d", "other"),
+        ("Memcpy DtoD (Device -> Device)", "copies and casts"),
+        ("at::native::(anonymous namespace)::multi_tensor_apply_kernel", "AdamW and clipping"),
+        ("aten::native_layer_norm", "LayerNorm"),
+        ("aten::_foreach_norm", "AdamW and clipping"),
+    ],
+)
+def test_what_a_kernel_belongs_to(kernel: str, kind: str) -> None:
+    assert profile_step.kind_of(kernel) == kind
+
+
+def test_a_gpus_time_is_counted_once() -> None:
+    """The profiler tells of it three times: at operations, kernels and annotations."""
+    cpu, cuda = DeviceType.CPU, DeviceType.CUDA
+    rows = [
+        ("aten::addmm", cpu, False, 9),
+        ("nvjet_tst", cuda, False, 7),
+        ("Memset (Device)", cuda, False, 2),
+        ("Optimizer.step#AdamW.step", cuda, True, 9),
+    ]
+    names = "key", "device_type", "is_user_annotation", "self_device_time_total"
+    events = [
+        SimpleNamespace(**dict(zip(names, row, strict=True)), self_cpu_time_total=1) for row in rows
+    ]
+    times = profile_step.by_kind(events, torch.device("cuda"))
+    assert times == {"linear layers' products": 7, "sums, biases and residuals": 2}
+    assert sum(profile_step.by_kind(events[:1], harness.CPU).values()) == 1
