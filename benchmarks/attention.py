@@ -9,7 +9,7 @@ Outputs and gradients are found equal, up to the precision, before anything is t
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,13 @@ def main() -> None:
     options.in_all = options.in_all or (50_432 if device.type == "cuda" else 1_576)
     precision = choose_precision("auto", device)
     dtype = getattr(torch, precision)
-    rows = []
+    name = f"attention-{'blocks-' * options.blocks}{device.type}"
+    done: list[dict[str, Any]] = []
     for tokens in options.tokens:
         given = _drawn(options, tokens, device, dtype)
-        rows.append(_with_blocks(options, given) if options.blocks else _compared(options, given))
-        name = f"attention-{'blocks-' * options.blocks}{device.type}"
-        print(record(name, rows, options.results, precision=precision))
+        for row in _with_blocks(options, given) if options.blocks else _compared(options, given):
+            print(record(name, [*done, row], options.results, precision=precision), flush=True)
+        done.append(row)
 
 
 def _drawn(
@@ -111,7 +112,8 @@ def _timed(options: argparse.Namespace, calls: dict[str, Call], device: torch.de
     return interleaved(calls, rounds=options.rounds, warm_ups=2, device=device)
 
 
-def _compared(options: argparse.Namespace, given: list[Tensor]) -> dict[str, Any]:
+def _compared(options: argparse.Namespace, given: list[Tensor]) -> Iterator[dict[str, Any]]:
+    """The row of a number of tokens: as far as it is known, several times."""
     ways, device = _ways(), given[0].device
     row = _shape(options, given) | {"apart from float32": _assert_equal(ways, given)}
     for what, pass_of in (("forward", _there), ("forward and backward", _there_and_back)):
@@ -127,17 +129,20 @@ def _compared(options: argparse.Namespace, given: list[Tensor]) -> dict[str, Any
                 if name != "ours"
             },
         }
-    return row
+        yield row
 
 
-def _with_blocks(options: argparse.Namespace, given: list[Tensor]) -> dict[str, Any]:
-    """Every kernel with other blocks than its own, which stand in the record's first place."""
+def _with_blocks(options: argparse.Namespace, given: list[Tensor]) -> Iterator[dict[str, Any]]:
+    """Every kernel with other blocks than its own, which stand in the record's first place.
+
+    The row is given after each kernel: all of them take long, and a card is lent for a time.
+    """
     from beit.nn import fused_kernels as kernels
-    from beit.nn.fused_attention import fused_attention, is_made_for
+    from beit.nn.fused_attention import fused_attention, why_not_for
 
     device = given[0].device
-    if not is_made_for(given[0]):
-        raise SystemExit("our kernels are not made for this machine and this shape")
+    if why := why_not_for(given[0]):
+        raise SystemExit(f"our kernels are not taken here: {why}")
     row = _shape(options, given)
     sides = (64, 32), (64, 64), (128, 32), (128, 64), (32, 64), (32, 32)
     wanted = [kernels.Blocks(*s, *w) for s in sides for w in itertools.product((4, 8), (1, 2, 3))]
@@ -155,7 +160,7 @@ def _with_blocks(options: argparse.Namespace, given: list[Tensor]) -> dict[str, 
             except Exception as error:  # too large for the card, or wrong
                 row.setdefault(name, {})[label] = f"{type(error).__name__}"
         setattr(kernels, name, own)
-    return row
+        yield row
 
 
 def _shape(options: argparse.Namespace, given: list[Tensor]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from beit.commands.planning.calibration import synchronise

@@ -1,12 +1,16 @@
 """What the benchmarks measure with."""
 
+import importlib.util
+import json
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from engine.imagined_cuda import imagined_cuda
 
@@ -14,7 +18,8 @@ BENCHMARKS = str(Path(__file__).resolve().parents[1] / "benchmarks")
 if BENCHMARKS not in sys.path:  # scripts, not a package
     sys.path.append(BENCHMARKS)
 
-import harness  # noqa: E402  # it can only be found from here on
+import attention  # noqa: E402  # they can only be found from here on
+import harness  # noqa: E402
 import peers  # noqa: E402
 import profile_step  # noqa: E402
 import setting  # noqa: E402
@@ -233,3 +238,30 @@ def test_a_gpus_time_is_counted_once() -> None:
     times = profile_step.by_kind(events, torch.device("cuda"))
     assert times == {"linear layers' products": 7, "sums, biases and residuals": 2}
     assert sum(profile_step.by_kind(events[:1], harness.CPU).values()) == 1
+
+
+def test_what_was_timed_before_a_card_goes_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rows(*given: object) -> Iterator[dict[str, str]]:
+        yield {"FORWARD": "timed"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attention, "_with_blocks", rows)
+    words = ["--blocks", "--tokens", "5", "--in-all", "5", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["attention.py", *words])
+    with pytest.raises(KeyboardInterrupt):
+        attention.main()
+    (record,) = tmp_path.glob("attention-blocks-*.json")
+    assert json.loads(record.read_text())["rows"] == [{"FORWARD": "timed"}]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this platform")
+def test_blocks_are_told_of_after_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beit.nn.fused_attention.why_not_for", lambda projected: "")
+    monkeypatch.setattr(attention, "_assert_equal", lambda *given: {})
+    monkeypatch.setattr(attention, "_timed", lambda _, calls, device: dict.fromkeys(calls, [1.0]))
+    rows = attention._with_blocks(Namespace(), [torch.zeros(1, 5, 3, 1, 16)])
+    kernels = [{*row} - {"batch", "tokens", "heads", "features"} for row in rows]
+    names = ["FORWARD", "OF_KEYS_AND_VALUES", "OF_QUERIES"]
+    assert kernels == [{*names[:1]}, {*names[:2]}, {*names}]
