@@ -281,6 +281,41 @@ def test_what_takes_too_long_is_timed_small(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.cost.at(4096) == pytest.approx(4096 * 0.004)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")],
+)
+def test_what_does_not_fit_is_timed_smaller(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Clock(monkeypatch).calls(0.01, 0.001)
+    fits = 20
+
+    def limited(pictures: int) -> Callable[[], None]:
+        def call() -> None:
+            if pictures > fits:
+                raise error
+            make(pictures)()
+
+        return call
+
+    found = cost(limited, 64, 3.0, torch.device("cpu"))
+    assert found.pictures == 16
+    assert tuple(found.cost) == pytest.approx((0.01, 0.001, 0.0))
+    fits = 3  # not even the least that is timed
+    with pytest.raises(type(error)):
+        cost(limited, 64, 3.0, torch.device("cpu"))
+
+
+def test_other_errors_of_a_timed_step_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pictures: int) -> Callable[[], None]:
+        assert pictures < 64, "a fault of ours"
+        return Clock(monkeypatch).call(0.001)
+
+    with pytest.raises(AssertionError, match="a fault of ours"):
+        cost(broken, 64, 3.0, torch.device("cpu"))
+
+
 def test_a_cost_goes_on_to_the_true_depth() -> None:
     deep = Cost(1.0, 3.0).deeper(Cost(1.5, 5.0), 5.0)
     assert deep == Cost(3.5, 13.0)

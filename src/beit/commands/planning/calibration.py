@@ -22,6 +22,7 @@ from beit.data.views.draws import Key, MaskPlan, colour_draws, draw_masks
 from beit.data.views.views import ViewSettings
 from beit.engine.distribution import World
 from beit.engine.ema import WeightAverage
+from beit.engine.failure import is_out_of_memory
 from beit.engine.optimiser import optimiser_of, trainable
 from beit.engine.settings import FitSettings
 from beit.engine.step import TrainingStep, compile_parts
@@ -126,7 +127,7 @@ def steps_of(
 def cost(
     make: Callable[[int], Call], most: int, budget: float, device: torch.device, *, least: int = 1
 ) -> Timed:
-    """Time something at two sizes, in turns.
+    """Time something at two sizes, in turns; smaller ones where memory does not suffice.
 
     Args:
         make: From a number of pictures to a call.
@@ -143,14 +144,30 @@ def cost(
     # A round is one call of each size, and each size is called once more to warm up.
     fitting = int(budget / ((rounds + 1) * (1 + 1 / SIZES) * each))
     large = most if fitting >= most else max(small, fitting // SIZES * SIZES)
-    smaller = max(min(least, large), large // SIZES)
+    while True:
+        smaller = max(min(least, large), large // SIZES)
+        try:
+            return Timed(_line(make, smaller, large, budget, device), large)
+        except Exception as error:
+            if large == small or not is_out_of_memory(error):
+                raise
+        # Past the handler, when nothing holds the error and the tensors of its frames.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        large = max(small, large // 2 // SIZES * SIZES)
+
+
+def _line(
+    make: Callable[[int], Call], smaller: int, large: int, budget: float, device: torch.device
+) -> Cost:
+    """The cost along which two sizes lie; where there is one, all of it is the pictures'."""
     if smaller == large:
         (long,), first = _in_turns([make(large)], budget, device)
-        return Timed(Cost(0.0, long / large, first), large)
+        return Cost(0.0, long / large, first)
     (short, long), first = _in_turns([make(smaller), make(large)], budget, device)
     slope = min((long - short) / (large - smaller), long / large)
     each = max(slope, 0.5 * long / large)  # noise must not turn a step into overhead
-    return Timed(Cost(long - each * large, each, first), large)
+    return Cost(long - each * large, each, first)
 
 
 def _in_turns(calls: list[Call], budget: float, device: torch.device) -> tuple[list[float], float]:
