@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from beit.engine.step import compile_parts
 from beit.errors import UserError
 from beit.objectives.evidence_bound import picture_log_density, uniform_divergence
 from beit.tasks.tokenize import TokenizeSettings, TokenizeTask
-from beit.tokenizer.config import DiscreteVAEConfig
+from beit.tokenizer.config import DiscreteVAEConfig, dalle_config
 from beit.tokenizer.dvae import DiscreteVAE
 
 CONFIG = DiscreteVAEConfig(
@@ -152,3 +153,28 @@ def test_what_is_compiled_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
         module.register_forward_pre_hook(lambda module, _: called.add(module))
     task(batch_of(torch.rand(2, 3, 16, 16)), context(50))
     assert called == {*compiled} >= {task.model.encoder, task.model.decoder}
+
+
+# torch's compiler asks all that comes in for its gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_encoder_and_decoder_are_a_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALL-E's have more kinds of blocks than torch compiles of one function."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    config = replace(
+        dalle_config((16, 16), 8), encoder_widths=(4, 8, 16, 32), decoder_widths=(32, 16, 8, 4)
+    )
+    task = TokenizeTask(DiscreteVAE(config), TokenizeSettings())
+    weights, images = torch.rand(2, 8, 2, 2), torch.rand(2, 3, 16, 16)
+    expected = task.model.logits(images), task.model.decode(weights)
+    original = nn.Module.compile
+    torch.compiler.reset()
+    monkeypatch.setattr(nn.Module, "compile", lambda module: original(module, backend=counting))
+    compile_parts(task)
+    found = task.model.logits(images), task.model.decode(weights)
+    torch.testing.assert_close(found, expected)
+    assert len(graphs) == 2

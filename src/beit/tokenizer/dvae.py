@@ -63,7 +63,21 @@ class ResidualBlock(nn.Module):
         return identity + self.gain * residual
 
 
-def _encoder(config: DiscreteVAEConfig) -> nn.Sequential:
+class Layers(nn.Sequential):
+    """Layers in turn.
+
+    A class of our own, because torch compiles nothing at the call of its own containers: each block
+    would be a graph, and DALL-E's has more of them than torch compiles of one function.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, h, w)."""
+        for layer in self:
+            features = layer(features)
+        return features
+
+
+def _encoder(config: DiscreteVAEConfig) -> Layers:
     """Stem and groups, (B, 3, H, W) to (B, last width, h, w)."""
     widths = config.encoder_widths
     padding = (config.stem_kernel - config.stem_stride) // 2
@@ -83,10 +97,10 @@ def _encoder(config: DiscreteVAEConfig) -> nn.Sequential:
                 ResidualBlock(width, wanted, hidden, config.encoder_kernels, config.encoder_gain)
             )
             width = wanted
-    return nn.Sequential(*layers, nn.ReLU())
+    return Layers(*layers, nn.ReLU())
 
 
-def _decoder(config: DiscreteVAEConfig) -> nn.Sequential:
+def _decoder(config: DiscreteVAEConfig) -> Layers:
     """Groups and output convolution, (B, embedding width, h, w) to (B, output channels, H, W)."""
     layers: list[nn.Module] = []
     width = config.embedding_width
@@ -113,7 +127,7 @@ def _decoder(config: DiscreteVAEConfig) -> nn.Sequential:
     )
     if shuffle > 1:
         layers.append(nn.PixelShuffle(shuffle))
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 class DiscreteVAE(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from beit.tokenizer.dvae import Layers
+
 STEM_CHANNELS = 8  # tensor cores take channels by eights; cuDNN has no good kernel for three
 
 
@@ -41,20 +43,6 @@ class SlicedPooling(nn.Module):
         return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
-class CheapEncoder(nn.Sequential):
-    """Layers in turn.
-
-    A class of our own, because torch compiles nothing at the call of its own containers: each block
-    would be a graph, and DALL-E's has more of them than torch compiles of one function.
-    """
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to (B, D, h, w)."""
-        for layer in self:
-            pixels = layer(pixels)
-        return pixels
-
-
 def cheap_encoder(
     encoder: nn.Sequential, dtype: torch.dtype, *, padded_stem: bool, sliced_pooling: bool
 ) -> nn.Sequential:
@@ -75,7 +63,7 @@ def cheap_encoder(
     for layer in others:
         slices = sliced_pooling and isinstance(layer, nn.MaxPool2d)
         layers.append(SlicedPooling() if slices else copy.deepcopy(layer))
-    cheap = CheapEncoder(*layers).to(dtype).requires_grad_(False)
+    cheap = Layers(*layers).to(dtype).requires_grad_(False)
     # torch types `to` without the memory format alone.
     cheap.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return cheap
