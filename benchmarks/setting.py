@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from beit.data.draws import MaskPlan
 
 from beit.batch import ImageBatch
 from beit.commands.assembly.build import Precision, choose_device, choose_precision
 from beit.commands.planning.calibration import Shape, random_batch
-from beit.data.views import ViewSettings
+from beit.data.views.draws import MaskPlan
+from beit.data.views.views import ViewSettings
 from beit.nn.config import EncoderConfig
 from beit.nn.fused_attention import is_hopper, why_not_for
 from beit.nn.presets import SizeName, encoder_config
