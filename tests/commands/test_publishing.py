@@ -187,6 +187,20 @@ def test_a_pre_trained_model_takes_its_tokenizer_along(tmp_path: Path) -> None:
     assert "image tokenizer" in (tmp_path / "tokenizer" / "README.md").read_text()
 
 
+def test_a_pushed_pre_training_is_gone_on_with_by_its_tokenizer(
+    tmp_path: Path, fake: FakeHub
+) -> None:
+    assert command(*pretraining(tmp_path / "run")).status == 0
+    beit.push(tmp_path / "run", "hf://me/digits", licence="mit")
+    fake.asked.clear()
+    on = command(*pretraining(tmp_path / "on"), "--init", "hf://me/digits")
+    assert on.status == 0, on.err
+    assert len(fake.asked) == 1
+    ours, theirs = (tmp_path / name / "tokenizer" / "model.safetensors" for name in ("run", "on"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert not (theirs.parent / "metrics.jsonl").exists()  # taken along, not trained
+
+
 def test_other_people_s_repositories(fake: FakeHub) -> None:
     """A pickle beside the weights is not asked for, and not read where it lies in the cache."""
     theirs = hub_model("BeitForImageClassification", "per-layer", True, use_mean_pooling=True)

@@ -11,9 +11,11 @@ from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.models import PretrainRecipe
 
 
-def tokenizer_beside(init: str) -> Path | None:
+def tokenizer_beside(start: Start) -> Path | None:
     """The tokenizer whose codes a run of ours learned to predict, where its folder has it."""
-    own = Path(init) / "tokenizer"
+    if start.given is None or start.given.folder is None:
+        return None
+    own = start.given.folder / "tokenizer"
     return own if (own / "config.json").is_file() else None
 
 

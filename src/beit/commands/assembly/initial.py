@@ -43,6 +43,7 @@ class Initial:
         notes: What was assumed or left out on the way.
         foreign: All that was read of other people's files.
         tokenizer: Fingerprint of the tokenizer whose codes the head predicts, where known.
+        folder: Where a model of ours lies; one from the hub, where it was fetched to.
     """
 
     encoder: Encoder
@@ -53,6 +54,7 @@ class Initial:
     decoder: DecoderConfig | None = None
     foreign: ForeignModel | None = None
     tokenizer: str = ""
+    folder: Path | None = None
 
 
 def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
@@ -74,7 +76,7 @@ def read_initial(spec: str | Path, otherwise: str = "") -> Initial:
             f"there is no {spec}: give a finished run, a model folder or a weight file{otherwise}"
         )
     if path.is_dir() and "kind" in saved_models.read_config(path):
-        return _ours(path)
+        return replace(_ours(path), folder=path)
     return _theirs(read_foreign(path))
 
 

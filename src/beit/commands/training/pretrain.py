@@ -73,7 +73,7 @@ def pretrain(
     with torch.random.fork_rng([]), process_group(device.type) as world:
         require_same_start(request.out, init)
         start = None if init == NOTHING else go_on_from(recipe.encoder, init)
-        recipe, given, codes = _asked(recipe, tokenizer, bank, init, request.out, device)
+        recipe, given, codes = _asked(recipe, tokenizer, bank, start, request.out, device)
         if start is not None:
             refuse_other_head(recipe, start, given)
         sources = None
@@ -96,7 +96,7 @@ def _asked(
     recipe: PretrainRecipe,
     tokenizer: str | Path | Tokenizer | None,
     bank: str | Path | None,
-    init: str,
+    start: Start | None,
     out: Path,
     device: torch.device,
 ) -> tuple[PretrainRecipe, RunTokenizer | None, TokenBank | None]:
@@ -114,8 +114,8 @@ def _asked(
         tokenizer = tokenizer or codes.folder / TOKENIZER
         recipe = recipe_with_bank(recipe, codes)
     recipe = with_token_precision(recipe, device, out, codes)
-    if init != NOTHING and recipe.objective.target == "tokens":
-        tokenizer = tokenizer or tokenizer_beside(init)
+    if start is not None and recipe.objective.target == "tokens":
+        tokenizer = tokenizer or tokenizer_beside(start)
     if own is not None or tokenizer is None:
         return recipe, own, codes
     return recipe, _given_tokenizer(recipe, tokenizer, out), codes
