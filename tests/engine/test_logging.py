@@ -1,16 +1,20 @@
 import io
 import json
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beit.engine.distribution import World
+from beit.engine.fit import fit
 from beit.engine.logging import MetricsLog, Progress, TensorBoardLog, encode_row
 from beit.engine.recorder import Recorder
 from beit.files import atomic_write_text
-from engine.engine_toy import SETTINGS, rows_of, run_toy
+from engine.engine_toy import SETTINGS, ToyTask, rows_of, run_toy, toy_batches
 
 
 def row(step: int, split: str = "train") -> dict[str, object]:
@@ -105,6 +109,38 @@ def test_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert lines[-1].startswith("step 100/100")
     assert [line[21:] for line in (tmp_path / "log.txt").read_text().splitlines()] == lines
+
+
+@pytest.mark.parametrize(("waited", "seconds"), [(0.5, 99), (0.1, 99), (0.5, 30)])
+def test_a_run_that_lacks_pictures_says_so(
+    monkeypatch: pytest.MonkeyPatch, waited: float, seconds: int
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("beit.engine.logging.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(200, stream=stream, interval=10)
+    progress.update(place(1, loss=2.0), None, 40.0)  # before the first line: the loader's start
+    for step in range(2, seconds + 2):
+        clock[0] += 1.0
+        progress.update(place(step, loss=2.0), None, waited)
+    progress.remark()
+    lines = stream.getvalue().splitlines()
+    slow, long = waited > 0.2, seconds > 60
+    assert ("  50% of the time without pictures" in lines[1]) == slow
+    assert lines[-1].startswith("note: 50% of the time there were no pictures") == (slow and long)
+
+
+def test_waiting_for_pictures_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(Progress, "update", lambda *given: told.append(given[-1]))
+
+    def slow(seen: int) -> Iterator[Any]:
+        for batch in toy_batches(SETTINGS)(seen):
+            time.sleep(0.02)
+            yield batch
+
+    fit(ToyTask(), slow, replace(SETTINGS, total_steps=3))
+    assert len(told) == 3 and all(0.02 <= waited < 0.5 for waited in told)
 
 
 class Terminal(io.StringIO):

@@ -148,6 +148,7 @@ class _Run:
             iterator = iter(()) if self.finished else batches(self.samples_seen)
             stack.callback(getattr(iterator, "close", lambda: None))
             self._loop(make_step, iterator, evaluate)
+            self.recorder.progress.remark()
         return FitResult(
             step=self.step,
             samples_seen=self.samples_seen,

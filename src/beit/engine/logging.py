@@ -15,6 +15,8 @@ Row = Mapping[str, Any]
 _PLACE = frozenset({"step", "epoch", "samples_seen", "split"})
 _QUIET = frozenset({"lr", "gradient_norm"})
 _SHOWN = 4  # metrics in a line of progress
+_WORTH_TELLING = 0.15  # of the time without pictures
+_LONG = 60.0  # seconds, of a run that is worth a remark on its speed
 
 
 def encode_row(row: Row) -> str:
@@ -128,6 +130,9 @@ class Progress:
         self._started: tuple[float, int, int] | None = None  # time, step, samples at the last line
         self._pace = 0.0  # smoothed samples a second
         self._steps_pace = 0.0
+        self._waited = 0.0  # seconds since the last line
+        self._waiting = 0.0  # smoothed share of the time
+        self._whole = [0.0, 0.0]  # seconds waited, of seconds
         self._told = 0.0
         self._line_open = False
 
@@ -139,11 +144,18 @@ class Progress:
         self._print(text + "\n")
         self._write_log(text)
 
-    def update(self, row: Row, memory: int | None = None) -> None:
-        """Show where the run is, from the newest row; `memory` in bytes where the device has it."""
+    def update(self, row: Row, memory: int | None = None, waited: float = 0.0) -> None:
+        """Show where the run is.
+
+        Args:
+            row: The newest one.
+            memory: Bytes, where the device has its own.
+            waited: Seconds since the update before in which there were no pictures to go on with.
+        """
         if not self._main:
             return
         now = time.monotonic()
+        self._waited += waited
         self._measure(now, int(row["step"]), int(row["samples_seen"]))
         due = now - self._told >= self._interval or row["step"] == self._total
         if not due and not self._live:
@@ -157,6 +169,16 @@ class Progress:
             self._write_log(text)
             if not self._live:
                 self._print(text + "\n")
+
+    def remark(self) -> None:
+        """At the end of a run: tell if the pictures came too slowly for it."""
+        waited, seconds = self._whole
+        if seconds >= _LONG and waited >= _WORTH_TELLING * seconds:
+            self.say(
+                f"note: {waited / seconds:.0%} of the time there were no pictures to go on with; "
+                "more loader processes (data.workers), packed pictures (beit data pack) or banked "
+                "tokens (beit bank) make such a run shorter"
+            )
 
     def pause(self) -> None:
         """Do not count the time until the next update (a save, an evaluation) into the rate."""
@@ -172,7 +194,7 @@ class Progress:
 
     def _measure(self, now: float, step: int, samples: int) -> None:
         if self._started is None:
-            self._started = (now, step, samples)
+            self._started, self._waited = (now, step, samples), 0.0
             return
         then, old_step, old_samples = self._started
         elapsed = now - then
@@ -182,7 +204,9 @@ class Progress:
         elapsed = max(elapsed, 1e-6)
         self._pace += share * ((samples - old_samples) / elapsed - self._pace)
         self._steps_pace += share * ((step - old_step) / elapsed - self._steps_pace)
-        self._started = (now, step, samples)
+        self._waiting += share * (min(1.0, self._waited / elapsed) - self._waiting)
+        self._whole = [self._whole[0] + self._waited, self._whole[1] + elapsed]
+        self._started, self._waited = (now, step, samples), 0.0
 
     def _text(self, row: Row, memory: int | None) -> str:
         parts = [f"step {row['step']}/{self._total}"]
@@ -195,6 +219,8 @@ class Progress:
             left = (self._total - int(row["step"])) / max(self._steps_pace, 1e-9)
             if left:
                 parts.append(f"{human_time(left)} left")
+        if self._waiting >= _WORTH_TELLING:
+            parts.append(f"{self._waiting:.0%} of the time without pictures")
         if memory is not None:
             parts.append(human_bytes(memory))
         return "  ".join(parts)

@@ -79,7 +79,8 @@ class Recorder:
             rows.append(row)
             self.last = {**numbers, "lr": record.rate}
         self._write(rows)
-        self.progress.update(rows[-1], self._memory())
+        waited = sum(record.waited for record in records)
+        self.progress.update(rows[-1], self._memory(), waited)
 
     def add_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the row of an evaluation, and tell it."""

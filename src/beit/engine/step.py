@@ -9,6 +9,7 @@ for models that do not fit; large's weights, gradients and averages take 5 GB. A
 averages each rank's mean loss, in which a masked patch counts for more where a rank has fewer.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,7 @@ class StepRecord(NamedTuple):
     names: tuple[str, ...]
     values: Tensor  # (len(names),) float32 on the device
     identities: list[Identity]
+    waited: float  # seconds in which the host had no pictures to go on with
 
 
 class TrainingStep:
@@ -76,6 +78,7 @@ class TrainingStep:
         self._model = _parallel(task, world)
         self._stopped = torch.zeros((), device=device)
         self._last: tuple[Any, StepContext] | None = None  # a micro-batch of the last step
+        self._waited = 0.0
         # Fused optimisers read the flag; others would apply a step that is not finite.
         heeds = getattr(optimiser, "_step_supports_amp_scaling", False)
         self.deferred = device.type == "cuda" and bool(heeds)
@@ -93,6 +96,7 @@ class TrainingStep:
         set_rate(self._optimiser, rate)
         self._optimiser.zero_grad()
         self._running.remember()
+        self._waited = 0.0
         names, sums, identities = self._accumulate(done, batches)
         self._world.add_(sums)
         total = sums[0].clamp_min(_TINY)
@@ -108,7 +112,8 @@ class TrainingStep:
             if self._average is not None:
                 self._average.update(done, self._stopped if self.deferred else None)
         values = torch.cat([bad.float()[None], means, norm[None]])
-        return StepRecord(done + 1, rate, ("bad", *names, "gradient_norm"), values, identities)
+        names = ("bad", *names, "gradient_norm")
+        return StepRecord(done + 1, rate, names, values, identities, self._waited)
 
     def leave_broken_off(self) -> None:
         """After a call that raised in its forward passes: have the task as before that step.
@@ -145,7 +150,9 @@ class TrainingStep:
         names: tuple[str, ...] = ()
         sums = torch.zeros((), device=self._device)
         for number in range(self._settings.accumulate):
+            asked = time.perf_counter()
             batch = next(batches)
+            self._waited += time.perf_counter() - asked
             identities.append(batch_identity(batch))
             last = number == self._settings.accumulate - 1
             with self._without_reduction(last):
