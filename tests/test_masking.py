@@ -166,6 +166,17 @@ def test_exact_keeps_the_blocks_together() -> None:
         assert pairs > 1.8 * np.mean([(mask[1:] & mask[:-1]).sum() for mask in scattered])
 
 
+def test_exact_grows_and_trims_on_every_side_alike() -> None:
+    """A block of 3 x 3 in 5 x 5 has 12 places to grow to and 8 to lose, all equally likely."""
+    generator, block = np.random.default_rng(9), np.zeros((5, 5), np.bool_)
+    block[1:4, 1:4] = True
+    for target, places in ((10, 12), (8, 8)):
+        changed = [beit.masking._exactly(generator, block, target) ^ block for _ in range(1200)]
+        often = np.mean(changed, axis=0)
+        assert np.count_nonzero(often) == places
+        assert often[often > 0] == pytest.approx([1 / places] * places, abs=0.04)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(list(MASKERS)),
