@@ -49,6 +49,14 @@ def test_every_size_makes_an_encoder(size: SizeName, preset: PresetName) -> None
         Encoder(config)
 
 
+def test_the_papers_sizes_have_the_layer_scale_they_were_trained_with() -> None:
+    """Table of the reference's pre-training commands: 0.1 for base, 1e-5 for large."""
+    scales = [
+        encoder_config(size, "plus", (224, 224), (16, 16)).layer_scale for size in ("base", "large")
+    ]
+    assert scales == [0.1, 1e-5]
+
+
 def test_explicit_settings_win() -> None:
     config = encoder_config("tiny", "plus", (64, 64), (8, 8), layer_scale=None, depth=2)
     assert config.layer_scale is None and config.depth == 2
