@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from beit.engine import fit as engine_fit
 from beit.engine.checkpoints import Checkpoints
+from beit.engine.distribution import World
 from beit.engine.fit import fit
 from beit.engine.protocol import Evaluation, StepContext, StepOutput
 from beit.engine.run_folder import RunFolder
@@ -43,6 +45,22 @@ def test_saves_leaves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Sign
     assert Checkpoints(folder / "checkpoints").steps()[-1] == 7
     run_toy(folder)
     assert hash_of(folder) == hash_of(tmp_path / "whole")
+
+
+def test_a_signal_that_another_rank_received_stops_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ranks whom a signal reached in different steps would wait for each other."""
+    done: list[int] = []
+
+    class Among(World):
+        def any_host(self, flag: bool) -> bool:
+            return flag or done[-1] == 6
+
+    monkeypatch.setattr(engine_fit, "current_world", Among)
+    with pytest.raises(Interrupted, match="stopped by a signal elsewhere after step 7 of 17"):
+        run_toy(tmp_path, hook=done.append)
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 7
 
 
 def test_a_sweep_that_leaves_out_failing_runs_ends_by_a_signal(tmp_path: Path) -> None:
