@@ -14,7 +14,7 @@ from beit.engine.distribution import World
 from beit.engine.fit import fit
 from beit.engine.protocol import Evaluation, StepContext, StepOutput
 from beit.engine.run_folder import RunFolder
-from beit.engine.signals import StopSignal
+from beit.engine.signals import LAUNCHED, StopSignal
 from beit.errors import Interrupted
 from engine.engine_toy import (
     SETTINGS,
@@ -61,6 +61,21 @@ def test_a_signal_that_another_rank_received_stops_this_one(
     with pytest.raises(Interrupted, match="stopped by a signal elsewhere after step 7 of 17"):
         run_toy(tmp_path, hook=done.append)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 7
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_rank_whose_launcher_is_gone_stops(
+    monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    """Nobody would end it any more; a run under a shell that was closed goes on."""
+    if launched:
+        monkeypatch.setenv(LAUNCHED, "a folder")
+    else:
+        monkeypatch.delenv(LAUNCHED, raising=False)
+    stop, parent = StopSignal(), os.getppid()
+    assert not stop.requested
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
+    assert stop.requested == launched
 
 
 def test_a_sweep_that_leaves_out_failing_runs_ends_by_a_signal(tmp_path: Path) -> None:
