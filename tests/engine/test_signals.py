@@ -168,6 +168,22 @@ def sleep_through_it() -> None:
         time.sleep(30)
 
 
+def test_the_echo_of_a_ctrl_c_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shell and launcher both pass it on; the state is to be saved all the same."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with StopSignal(main=False) as stop:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.received == signal.SIGINT and left == []
+        now = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        os.kill(os.getpid(), signal.SIGTERM)  # a batch system's repetition is none either
+        assert left == []
+        os.kill(os.getpid(), signal.SIGINT)
+    assert left == [130]
+
+
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     process, started = start_child(sleep_through_it), time.monotonic()
     while process.is_alive() and time.monotonic() - started < 30:
