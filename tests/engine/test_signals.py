@@ -47,6 +47,16 @@ def test_saves_leaves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Sign
     assert hash_of(folder) == hash_of(tmp_path / "whole")
 
 
+def test_a_signal_in_the_last_step_finds_the_run_finished(tmp_path: Path) -> None:
+    def hook(done: int) -> None:
+        if done == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    nothing_left = replace(SETTINGS, evaluate_every=0)
+    assert run_toy(tmp_path, nothing_left, hook=hook).step == 17
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 17
+
+
 def test_a_signal_that_another_rank_received_stops_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
