@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import beit
 from beit.commands.planning import calibration, pacing, planning
 from beit.commands.planning.calibration import Cost, cost
+from beit.commands.planning.footprint import packed_size
 from beit.commands.planning.machines import MACHINES, Machine, named_machine
 from beit.commands.planning.pacing import Pace
 from beit.commands.planning.planning import PlanRequest, plan
+from beit.data.sources import open_source
 from beit.errors import UserError
 from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe
 from beit.recipes.overrides import replace
 from beit.tasks.pretrain import PretrainTask
-from commands.recipe_runs import PRETRAIN, photos, pretraining
+from commands.recipe_runs import PRETRAIN, photos, pictures, pretraining
 from commands.recipe_runs import beit as command
 
 IMAGENET_1K = 1_281_167
@@ -140,6 +143,13 @@ def test_here_is_timed_and_pictures_are_counted(tmp_path: Path) -> None:
     live = found["stages"]["pretrain_live"]
     assert live["step_seconds"] > 48 * reading["live"]  # without processes they take turns
     assert found["disk"]["packed"] > 0 and live["bottleneck"] in ("input", "step")
+
+
+def test_pictures_that_packing_leaves_out_are_left_out(tmp_path: Path) -> None:
+    """One that is sound, and longer than a JPEG can be."""
+    folder = pictures(tmp_path / "pictures", 2)
+    Image.new("RGB", (66_000, 1)).save(folder / "panorama.png")
+    assert packed_size((open_source(str(folder), "all"),))["packed_sample"] == 2
 
 
 @pytest.mark.parametrize("task", ["pretrain", "classify"])

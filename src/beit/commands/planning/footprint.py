@@ -181,9 +181,9 @@ def packed_size(sources: tuple[Source, ...]) -> dict[str, Any]:
             try:
                 image = source.read(index)
                 data = source.read_bytes(index) if isinstance(source, HasBytes) else b""
-            except BadPicture:
+                size = len(encoded(image, data, PackSettings()))
+            except BadPicture:  # too long for a JPEG, too: packing leaves them out
                 continue
-            size = len(encoded(image, data, PackSettings()))
             sizes.append(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK)
     if not sizes:
         return {}
