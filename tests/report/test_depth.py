@@ -42,6 +42,12 @@ def test_any_depth_is_drawn_and_the_same_input_gives_the_same_bytes(values: list
     assert (_decode(first) < 250).any(axis=2).mean() > 0.002
 
 
+def test_a_floor_above_every_curve_is_inside_the_axes() -> None:
+    """It is where models learn less than how often the most frequent class occurs."""
+    page = _decode(depth_figure([DepthCurve("quick", [0.2, 0.2])], floor=0.5))
+    assert _pixels(page[:, 200:1400], canvas.QUIET) > 1000  # of the dashed line
+
+
 def test_labels_lie_apart_and_in_their_order() -> None:
     moved = depth._apart([0.5, 0.5, 0.51, 0.9], 0.06)
     assert np.diff(moved).min() >= 0.06 - 1e-6 and moved[3] == 0.9

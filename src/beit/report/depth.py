@@ -67,7 +67,8 @@ def _scale(axes: Axes, curves: Sequence[DepthCurve], floor: float | None) -> Non
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     heights = [value for curve in curves for value in curve.values]
-    low, high = min([*heights, *([] if floor is None else [floor])]), max(heights)
+    heights += [] if floor is None else [floor]
+    low, high = min(heights), max(heights)
     margin = 0.08 * (high - low) or 0.05
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0.6, len(curves[0].values) + 0.4)
