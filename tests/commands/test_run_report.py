@@ -125,6 +125,22 @@ def test_pictures_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -
     assert page.count("Without pictures") == 1 and "--data" in page
 
 
+def test_pictures_that_cannot_be_read_are_said_to_be(finished: Path, tmp_path: Path) -> None:
+    """Found when they were read: the folder is there, and its files are."""
+    for photo in pictures(tmp_path / "bad", 4).iterdir():
+        photo.write_bytes(b"no picture")
+    page = page_of(finished, "--data", tmp_path / "bad")
+    assert headings(page) == ["Pre-training", "Training the tokenizer"]
+    assert page.count("not one of 4 pictures looked at in") == 2
+    for name in ("a", "b"):  # only those to measure on
+        pictures(tmp_path / "half" / "train" / name, 2)
+        pictures(tmp_path / "half" / "val" / name, 2)
+    for photo in (tmp_path / "half" / "train").rglob("*.jpg"):
+        photo.write_bytes(b"no picture")
+    page = page_of(finished, "--data", tmp_path / "half")
+    assert "Where it looks" in headings(page) and "Without frozen features" in page
+
+
 def test_an_unfinished_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert stopped(pretraining(run), "TokenizeTask", 2).status == 143

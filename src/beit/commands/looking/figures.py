@@ -20,6 +20,7 @@ from beit.data.sources.opening import Source
 from beit.data.sources.subset import Subset
 from beit.data.views.draws import MaskPlan
 from beit.data.views.views import ViewSettings
+from beit.errors import UserError
 from beit.evaluation.neighbours import mean_pooled_features, neighbour_accuracy
 from beit.nn.encoder import Encoder
 from beit.nn.masked_image_model import MaskedImageModel
@@ -58,9 +59,19 @@ class Pictures:
         return prepared_batches(few, views, masks, batch_size=BATCH, device=self.device)
 
     def some(self, views: ViewSettings, masks: MaskPlan | None = None) -> ImageBatch:
-        """A few pictures spread evenly over the source."""
+        """A few pictures spread evenly over the source.
+
+        Raises:
+            UserError: None of them can be read.
+        """
         chosen = spread_over(self.source, SHOWN)
-        return next(prepared_batches(chosen, views, masks, batch_size=SHOWN, device=self.device))
+        batches = prepared_batches(chosen, views, masks, batch_size=SHOWN, device=self.device)
+        found = next(batches, None)
+        if found is None:
+            raise UserError(
+                f"not one of {len(chosen)} pictures looked at in {self.source.name} can be read"
+            )
+        return found
 
 
 def spread_over(source: Source, most: int) -> Source:

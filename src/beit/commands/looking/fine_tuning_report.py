@@ -66,13 +66,13 @@ def classification_sections(run: RunFiles) -> list[Section]:
             )
         )
     if found and run.finished and run.source is not None and run.source.classes:
-        with _noted(run, "the surest mistakes"):
+        with noted(run, "the surest mistakes"):
             sections += _mistakes(read_finished(run.path), run.source)
     return sections
 
 
 @contextmanager
-def _noted(run: RunFiles, what: str) -> Iterator[None]:
+def noted(run: RunFiles, what: str) -> Iterator[None]:
     """Leave out what the pictures of now do not allow, and say why in the page."""
     try:
         yield
@@ -99,7 +99,7 @@ def segmentation_sections(run: RunFiles, recipe: SegmentRecipe) -> list[Section]
     if found:
         sections.append(Section("By class", [], [], [iou_table(found)]))
     if run.finished and run.source is not None:
-        with _noted(run, "overlays"):
+        with noted(run, "overlays"):
             sections.append(_overlays(run, recipe))
     return sections
 

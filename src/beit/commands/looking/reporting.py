@@ -21,11 +21,16 @@ from beit.commands.looking.figures import (
     neighbour_table,
     reconstruction_figure,
 )
-from beit.commands.looking.fine_tuning_report import classification_sections, segmentation_sections
+from beit.commands.looking.fine_tuning_report import (
+    classification_sections,
+    noted,
+    segmentation_sections,
+)
 from beit.commands.using.prediction_table import prediction_table
 from beit.data.sources.opening import GivenData, Source, as_data, open_source
 from beit.evaluation.spread import spread
 from beit.files import read_json_object
+from beit.nn.masked_image_model import MaskedImageModel
 from beit.recipes.downstream_models import ClassifyRecipe, SegmentRecipe
 from beit.recipes.models import PretrainRecipe
 from beit.report.figures import bars, curves
@@ -117,18 +122,19 @@ def _tokenizer_sections(run: RunFiles) -> list[Section]:
     if run.finished and run.source is not None:
         model = load_tokenizer(run.path)
         pictures = Pictures(run.source, torch.device("cpu"))
-        sections += [
-            Section(
-                "Reconstructions",
-                ["Pictures that were not trained on, and what their codes alone give back."],
-                [reconstruction_figure(model, pictures)],
-            ),
-            Section(
-                "Codebook use",
-                ["How often each code occurs over the validation set, most used first."],
-                [codebook_figure(model, pictures)],
-            ),
-        ]
+        with noted(run, "reconstructions and use of the codes"):
+            sections += [
+                Section(
+                    "Reconstructions",
+                    ["Pictures that were not trained on, and what their codes alone give back."],
+                    [reconstruction_figure(model, pictures)],
+                ),
+                Section(
+                    "Codebook use",
+                    ["How often each code occurs over the validation set, most used first."],
+                    [codebook_figure(model, pictures)],
+                ),
+            ]
     return sections
 
 
@@ -163,29 +169,40 @@ def _baselines(run: RunFiles) -> list[Table]:
 def _model_sections(run: RunFiles, source: Source) -> list[Section]:
     recipe = run.recipe
     assert isinstance(recipe, PretrainRecipe)
-    pictures, sections = Pictures(source, torch.device("cpu")), []
-    model = load_masked_image_model(run.path)
+    pictures = Pictures(source, torch.device("cpu"))
+    sections: list[Section] = []
+    model, tokenizer = load_masked_image_model(run.path), None
     if recipe.objective.target == "tokens" and (run.path / "tokenizer" / "config.json").is_file():
         tokenizer = load_tokenizer(run.path / "tokenizer")
-        text = "At masked places the most likely code is taken and decoded; the rest is given."
-        figure = masked_figure(recipe, model, tokenizer, pictures)
-        sections.append(Section("What the model fills in", [text], [figure]))
-    elif recipe.objective.target == "pixels":
-        text = "At masked places the model's pixels are put in; the rest is given."
-        figure = masked_pixels_figure(recipe, model, pictures)
-        sections.append(Section("What the model fills in", [text], [figure]))
-    text = "How much the last block takes from each patch, for a patch of the picture that asks."
-    figure = attention_figure(recipe, model, pictures)
-    sections.append(Section("Where it looks", [text], [figure]))
-    if len(source.classes) > 1:
-        table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
+    with noted(run, "what the model fills in and where it looks"):
+        if tokenizer is not None:
+            text = "At masked places the most likely code is taken and decoded; the rest is given."
+            figure = masked_figure(recipe, model, tokenizer, pictures)
+            sections.append(Section("What the model fills in", [text], [figure]))
+        elif recipe.objective.target == "pixels":
+            text = "At masked places the model's pixels are put in; the rest is given."
+            figure = masked_pixels_figure(recipe, model, pictures)
+            sections.append(Section("What the model fills in", [text], [figure]))
         text = (
-            "Nobody has told the model a class: each validation picture is given the class of the "
-            "most similar training pictures, by frozen features (weighted)."
+            "How much the last block takes from each patch, for a patch of the picture that asks."
         )
-        if table is not None:
-            sections.append(Section("Frozen features", [text], [], [table]))
+        figure = attention_figure(recipe, model, pictures)
+        sections.append(Section("Where it looks", [text], [figure]))
+    if len(source.classes) > 1:
+        with noted(run, "frozen features"):
+            sections += _frozen_features(run, recipe, model, source)
     return sections
+
+
+def _frozen_features(
+    run: RunFiles, recipe: PretrainRecipe, model: MaskedImageModel, source: Source
+) -> list[Section]:
+    table = neighbour_table(recipe, model, open_source(run.data, "train"), source)
+    text = (
+        "Nobody has told the model a class: each validation picture is given the class of the "
+        "most similar training pictures, by frozen features (weighted)."
+    )
+    return [] if table is None else [Section("Frozen features", [text], [], [table])]
 
 
 def _few_labels(run: RunFiles) -> list[Section]:
