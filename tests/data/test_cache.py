@@ -118,6 +118,25 @@ def test_masks_are_looked_at_again_after_a_power_cut(
         assert np.array_equal(open_pairs(str(root), "train").pixels, before) and looks
 
 
+def test_masks_that_are_as_long_as_others_are_not_taken_for_them(tmp_path: Path) -> None:
+    """A set and the same numbered otherwise: every file has the size of its twin."""
+    found = []
+    for name, numbers in (("one", (0, 1, 2)), ("other", (0, 1, 1))):
+        for part in ("train", "val"):
+            for place, number in enumerate(numbers):
+                mask = np.full((16, 16), number, np.uint8)
+                for folder, pixels in (
+                    ("images", np.zeros((16, 16, 3), np.uint8)),
+                    ("annotations", mask),
+                ):
+                    home = tmp_path / name / folder / part
+                    home.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(home / f"{place}.png", compress_level=0)
+        found.append(open_pairs(str(tmp_path / name), "train"))
+    assert [len(source.classes) for source in found] == [3, 2]
+    assert [source.pixels for source in found] == [(256, 256, 256), (256, 512)]
+
+
 def test_all_of_an_index_has_reached_the_disk_before_it_is_in_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

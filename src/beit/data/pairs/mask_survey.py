@@ -1,7 +1,7 @@
 """One look at every mask before a run: which class numbers there are, and what does not fit.
 
-The result is kept in the cache under the fingerprint of the files, unless a mask does not fit its
-picture: a mended file is to be looked at again.
+The result is kept in the cache under the fingerprint of the files and their times, unless a mask
+does not fit its picture: a mended file is to be looked at again.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class MaskSurveys:
             UserError: A mask has another size than its picture, or holds colours, or none of them
                 can be read.
         """
-        key = cache_key("masks", pairs.fingerprint.encode())
+        key = cache_key("masks", pairs.state())
         known = None if self._anew else _known(key)
         if known is not None:
             self.remembered = True

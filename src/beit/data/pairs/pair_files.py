@@ -50,6 +50,14 @@ class FolderPairs:
         """The pictures and the masks."""
         return joined([self.images.files(), self._masks.files()])
 
+    def state(self) -> bytes:
+        """What tells the files from others of their names and sizes, too: when they were changed.
+
+        Masks of few numbers are often as long as others: of the same set, numbered otherwise.
+        """
+        times = (source.files().times.tobytes() for source in (self.images, self._masks))
+        return b"".join((self.fingerprint.encode(), *times))
+
     def picture_size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture from its header; raises `BadPicture`."""
         return upright_size(self.images.read_bytes(index))
