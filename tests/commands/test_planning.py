@@ -18,7 +18,7 @@ from beit.commands.planning.footprint import packed_size
 from beit.commands.planning.machines import MACHINES, Machine, named_machine
 from beit.commands.planning.pacing import Pace
 from beit.commands.planning.planning import PlanRequest, plan
-from beit.data.sources import open_source
+from beit.data.sources.opening import open_source
 from beit.errors import UserError
 from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe
