@@ -182,7 +182,7 @@ def child(words: list[str], log: str, blow: Blow | None) -> None:
 def start_child(words: list[str], log: Path, blow: Blow | None = None) -> BaseProcess:
     """Start the command in a process forked from a server that has everything imported."""
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["__main__", "recipes.recipe_runs", "sklearn.datasets", "torch.utils.tensorboard"]
+    preloaded = ["__main__", "commands.recipe_runs", "sklearn.datasets", "torch.utils.tensorboard"]
     context.set_forkserver_preload(preloaded)
     process = context.Process(target=child, args=(words, str(log), blow))
     with pytest.MonkeyPatch.context() as patch:  # where the server finds this file
