@@ -304,6 +304,22 @@ def test_what_does_not_fit_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [("--image-size", 64, 64), ("--heads", 2), ("--ema",), ("--normalisation", "half")]
+)
+def test_a_model_of_ours_is_not_told_what_it_says_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[Any, ...]
+) -> None:
+    _ours(tmp_path / "ours")
+    target = tmp_path / "there.pth"
+    assert str(tmp_path / "ours") in _refused(
+        capsys, tmp_path / "ours", target, "--to", "reference", *words
+    )
+    assert not target.exists()
+    known = *SIZE, "--normalisation", "imagenet"
+    _convert(capsys, tmp_path / "ours", target, "--to", "reference", *known)
+
+
 def test_dalle_s_tokenizer_is_converted_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

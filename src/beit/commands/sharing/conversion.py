@@ -23,6 +23,7 @@ from beit.interop.segmentation_export import (
 )
 from beit.interop.told import segmenting_told
 from beit.nn.classifier import Classifier
+from beit.nn.config import EncoderConfig
 from beit.nn.encoder import Encoder
 from beit.nn.heads import ClassifierHead, MaskedPixelHead
 from beit.nn.masked_image_model import MaskedImageModel
@@ -182,7 +183,9 @@ def _read(path: Path, options: Options) -> _Model:
     if path.is_dir() and linear_probes.probes_in(path):
         raise linear_probes.OnlyProbes(str(path))
     if path.is_dir() and "kind" in (facts := saved_models.read_config(path)):
-        return _read_ours(path, facts)
+        model = _read_ours(path, facts)
+        _refuse_otherwise(path, model.encoder.config, options)
+        return model
     found = read_foreign(
         path,
         image_size=options.image_size,
@@ -192,6 +195,28 @@ def _read(path: Path, options: Options) -> _Model:
     )
     told = found.layout, found.labels, found.notes, facts_of(found)
     return _Model(found.encoder, found.head, found.segmenter, *told)
+
+
+def _refuse_otherwise(path: Path, config: EncoderConfig, options: Options) -> None:
+    """See that nothing is said of a model of ours that it says of itself, and says otherwise."""
+    height, width = config.image_size
+    if options.image_size is not None and tuple(options.image_size) != config.image_size:
+        raise UserError(
+            f"{path} takes pictures of {height}x{width}, which --image-size cannot change: leave "
+            "it out"
+        )
+    if options.heads not in (None, config.heads):
+        raise UserError(f"{path} has {config.heads} attention heads, not {options.heads}")
+    if options.normalisation not in (None, "imagenet"):
+        raise UserError(
+            f"{path} is a model of beit's, whose inputs are normalised by ImageNet's mean and "
+            "deviation: leave --normalisation out"
+        )
+    if options.average:
+        raise UserError(
+            f"{path} holds one set of weights, which is the average where its run kept one: leave "
+            "--ema out"
+        )
 
 
 def _read_ours(path: Path, facts: Mapping[str, Any]) -> _Model:
