@@ -99,3 +99,18 @@ def test_a_deep_segmenter_is_timed_with_few_blocks(monkeypatch: pytest.MonkeyPat
     recipe = replace(segment_recipe("tiny"), changes)
     found = plan(recipe, PlanRequest(images=9, seconds=0.2))
     assert "timed with 2 and 4 of 6 blocks" in found["notes"][0]
+
+
+def test_a_batch_is_not_cut_into_single_pictures_for_batch_norm() -> None:
+    """Such a run would be refused; with group norms, or on two devices, it is none."""
+
+    def told(devices: int = 1, **changes: str) -> dict[str, object]:
+        fields = {"optim.batch": 4 * devices, **{f"decoder.{k}": v for k, v in changes.items()}}
+        recipe = replace(segment_recipe("base"), fields)
+        request = PlanRequest(images=100, machine="h200", memory=2.5e9, devices=devices)
+        found: dict[str, object] = plan(recipe, request)["memory"]
+        assert (found["fits"], found["largest_micro_batch"]) == (False, 1)
+        return found
+
+    assert told()["accumulate"] is None
+    assert told(norm="group")["accumulate"] == told(devices=2)["accumulate"] == 4

@@ -89,15 +89,13 @@ def memory(
 
 def _cut(recipe: Planned, devices: int, largest: int) -> dict[str, int | None]:
     """The fewest micro-batches that fit and keep the batch."""
-    batch, mixed = recipe.optim.batch, False
-    if isinstance(recipe, ClassifyRecipe):
-        mixed = bool(recipe.mixing.mixup or recipe.mixing.cutmix)
-    whole = batch // devices
-    ways = (
-        parts
-        for parts in range(1, whole + 1)
-        if whole % parts == 0 and whole // parts <= largest and not (mixed and whole // parts % 2)
-    )
+    whole, least, divisor = recipe.optim.batch // devices, 1, 1
+    if isinstance(recipe, ClassifyRecipe) and (recipe.mixing.mixup or recipe.mixing.cutmix):
+        divisor = 2  # pictures are mixed in pairs
+    if isinstance(recipe, SegmentRecipe) and recipe.decoder.norm == "batch" and devices == 1:
+        least = 2  # batch norm learns nothing from one picture
+    cuts = ((parts, whole // parts) for parts in range(1, whole + 1) if whole % parts == 0)
+    ways = (n for n, micro in cuts if least <= micro <= largest and micro % divisor == 0)
     return {"largest_micro_batch": largest, "accumulate": next(ways, None)}
 
 
