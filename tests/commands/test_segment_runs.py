@@ -55,6 +55,18 @@ def test_evaluate_gives_the_run_s_own_numbers_and_reads_the_test_split(
     assert table.status == 0 and "mean IoU" in table.out and "bright" in table.out
 
 
+def test_a_report_of_pictures_that_are_cut_off_is_without_overlays(
+    learned: Path, tmp_path: Path
+) -> None:
+    """Their headers are sound, which is all that a look at the masks takes in."""
+    for picture in (halves(tmp_path / "cut") / "images" / "val").iterdir():
+        picture.write_bytes(picture.read_bytes()[:-40])
+    assert beit("report", learned, "--data", tmp_path / "cut").status == 0
+    page = (learned / "report.html").read_text()
+    assert "Without overlays: not one of the pictures looked at in" in page
+    assert "By class" in page and "<h2>Overlays" not in page
+
+
 def test_classes_that_never_occur_are_counted_and_not_listed() -> None:
     found = {"labels": ["sky", "sea", "sun"], "iou": [0.5, None, 0.0]}
     table = iou_table({**found, "miou": 0.25, "pixel_accuracy": 0.5})

@@ -172,6 +172,8 @@ def _overlays(run: RunFiles, recipe: SegmentRecipe) -> Section:
             found = dense_classes(logits_of(model), pixels, settings, torch.device("cpu"))
             rows.append((image, mask, found.numpy()))
             names.append(source.identity(int(index)))
+    if not rows:
+        raise UserError(f"not one of the pictures looked at in {source.name} can be read")
     page = overlay_page(rows, source.palette, source.classes, names=names)
     caption = "Picture, truth, prediction; black is not counted."
     return Section("Overlays", [], [Figure(page, caption, "Pictures with their masks")])
