@@ -18,6 +18,16 @@ def test_the_callers_random_state_is_kept() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_torchs_compiler_is_not_imported_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C in the midst of that import made a later one fail, which hid the Ctrl-C."""
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise AssertionError("nobody asked for repeatable kernels")
+
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", refuse)
+    fit(ToyTask(), toy_batches(SHORT), SHORT)
+
+
 def test_a_devices_generator_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
     device, states = torch.device("cuda", 1), {1: torch.tensor([7])}
 

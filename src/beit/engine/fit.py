@@ -329,12 +329,18 @@ class _Run:
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """Bitwise repeatable kernels for a while."""
+    """Bitwise repeatable kernels for a while.
+
+    Nothing is touched where they are not wanted: torch imports its compiler for it, which takes a
+    second, and after a Ctrl-C in the midst of an import cannot be imported again.
+    """
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
-    if wanted:
-        promise_repeatable_products()
-        torch.use_deterministic_algorithms(True)
+    promise_repeatable_products()
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
