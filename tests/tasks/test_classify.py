@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.optim import AdamW
 
 from beit.batch import ImageBatch
@@ -67,6 +68,17 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels(smoothing: float) -> Non
     assert output.weight.item() == 7
     right = (logits.argmax(-1) == batch.label).float().mean()
     assert output.metrics["accuracy"].item() == pytest.approx(right.item())
+
+
+def test_in_evaluation_nothing_is_mixed_smoothed_or_dropped() -> None:
+    mixing = MixSettings(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+    task, batch = build(drop_path=0.5, mixing=mixing), batch_of(6)
+    assert batch.patch_view is not None and batch.label is not None
+    task.model.head.output.weight.data.mul_(3000)  # it starts almost at zero
+    assert task(batch, context(range(6))).loss != task(batch, context(range(6), 4)).loss
+    task.eval()
+    expected = functional.cross_entropy(task.model(batch.patch_view), batch.label)
+    assert torch.equal(task(batch, context(range(6))).loss, expected)
 
 
 def test_stochastic_depth_is_a_matter_of_the_row() -> None:

@@ -112,6 +112,14 @@ def test_accumulation_changes_nothing(kind: str) -> None:
     assert task(batch, context(range(6), 3)).loss == task(batch, context(range(6), 4)).loss
 
 
+def test_what_drops_blocks_does_not_tell_which_channels_drop() -> None:
+    task, given = build(drop_path=0.5, dropout=0.5).train(), []
+    task.model.register_forward_pre_hook(lambda module, inputs: given.extend(inputs[1:]))
+    task(batch_of(6), context(range(6)))
+    paths, channels = given  # (6, 2 L), (6, channels of both heads)
+    assert not set(paths.flatten().tolist()) & set(channels.flatten().tolist())
+
+
 def test_rates_fall_towards_the_input() -> None:
     task = build(layer_decay=0.5)
     assert isinstance(task, ScalesRates)
