@@ -14,12 +14,14 @@ from beit.commands.assembly.build import (
     evaluation_workers,
     fit_settings,
     loader_settings,
+    mask_plan,
 )
 from beit.engine.distribution import World
 from beit.engine.fit import _deterministic
-from beit.engine.settings import promise_repeatable_products
+from beit.engine.settings import FitSettings, promise_repeatable_products
+from beit.recipes.downstream_models import ClassifyRecipe
 from beit.recipes.models import DataRecipe, EngineRecipe, OptimRecipe
-from beit.recipes.named import tokenizer_recipe
+from beit.recipes.named import pretrain_recipe, tokenizer_recipe
 from beit.recipes.named_downstream import classify_recipe
 from beit.recipes.overrides import replace
 
@@ -60,6 +62,59 @@ def test_every_rate_of_a_run_scales_with_its_batch() -> None:
         rates[batch] = np.array([found.learning_rate, found.minimum_rate])
     np.testing.assert_allclose(rates[64], [recipe.optim.lr, 1e-5])
     np.testing.assert_allclose(rates[16], rates[64] / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("masking.kind", "random"),
+        ("masking.ratio", 0.3),
+        ("masking.count", 20),
+        ("masking.minimum_block", 3),
+        ("masking.exact", True),
+        ("objective.places", "all"),
+    ],
+)
+def test_every_word_about_masks_reaches_them(name: str, value: object) -> None:
+    recipe = pretrain_recipe("tiny")
+    assert mask_plan(replace(recipe, {name: value})) != mask_plan(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("optim.lr", 0.5),
+            ("optim.base_batch", 128),
+            ("optim.batch", 16),
+            ("optim.min_lr", 1e-4),
+        ),
+        *(("optim.steps", 70), ("optim.warmup_steps", 7), ("optim.schedule", "linear")),
+        *(("optim.weight_decay", 0.3), ("optim.betas", (0.8, 0.9)), ("optim.eps", 1e-4)),
+        *(("optim.clip", 0.7), ("optim.ema", 0.9), ("optim.accumulate", 2)),
+        *(("engine.seed", 3), ("engine.deterministic", True), ("engine.log_every", 3)),
+        *(("engine.save_every", 3), ("engine.keep", 4), ("engine.evaluate_every", 3)),
+    ],
+)
+def test_every_word_about_training_reaches_the_loop(name: str, value: object) -> None:
+    def settings(recipe: ClassifyRecipe) -> FitSettings:
+        return fit_settings(recipe.optim, recipe.engine, 1000, torch.device("cpu"))
+
+    recipe = classify_recipe("digits")
+    assert settings(replace(recipe, {name: value})) != settings(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("optim.batch", 8), ("optim.accumulate", 2), ("engine.seed", 3)),
+        *(("data.workers", 3), ("data.timeout", 7.0), ("tokens.views", 2)),
+    ],
+)
+def test_every_word_about_input_reaches_the_loader(name: str, value: object) -> None:
+    cpu, recipe = torch.device("cpu"), pretrain_recipe("digits")
+    changed = loader_settings(replace(recipe, {name: value}), World(), cpu)
+    assert changed != loader_settings(recipe, World(), cpu)
 
 
 def test_a_recipe_can_ask_for_repeatable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

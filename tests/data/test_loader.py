@@ -288,6 +288,14 @@ def test_too_many_bad_pictures_stop_the_run_with_the_list(tmp_path: Path) -> Non
     assert FILE_NAME in str(stop.value) and len(_entries(tmp_path)) == 3
 
 
+def test_as_many_bad_pictures_as_are_allowed_do_not_stop_the_run(tmp_path: Path) -> None:
+    log = BadPictureLog(tmp_path, Painted(40), most=0.05)
+    log.add(((1, "truncated"), (2, "truncated")))
+    assert log.count == 2
+    with pytest.raises(UserError, match="more than the 5.0% allowed"):
+        log.add(((3, "truncated"),))
+
+
 def test_a_line_cut_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text('{"index": 1, "pa')
     BadPictureLog(tmp_path, Painted(10), most=1).add(((2, "truncated"),))

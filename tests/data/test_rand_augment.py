@@ -190,6 +190,13 @@ def test_erased_regions_follow_timms_law() -> None:
     assert abs(np.mean([box is not None for box in often]) - 0.25) < 0.03
 
 
+def test_no_erased_region_spans_the_picture_from_side_to_side() -> None:
+    """In timm it is drawn again; where a side is of a few pixels that would often happen."""
+    for index in range(1000):
+        box = erased_box(Key(0, 0, index).generator("erasing"), (5, 6), 1.0)
+        assert box is None or (box.bottom - box.top < 5 and box.right - box.left < 6)
+
+
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.multiply(boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2])
 
