@@ -104,6 +104,14 @@ def test_every_word_about_training_reaches_the_loop(name: str, value: object) ->
     assert settings(replace(recipe, {name: value})) != settings(recipe)
 
 
+def test_lengths_in_epochs_become_steps() -> None:
+    optim = replace(
+        pretrain_recipe("base"), {"optim.epochs": 6.0, "optim.warmup_epochs": 1.5}
+    ).optim
+    found = fit_settings(optim, EngineRecipe(), 20_480, torch.device("cpu"))
+    assert (found.total_steps, found.warmup_steps) == (60, 15)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
