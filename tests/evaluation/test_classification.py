@@ -75,6 +75,14 @@ def test_a_sure_and_right_answer_is_calibrated() -> None:
     assert score.compute().calibration_error == 0.5
 
 
+def test_too_sure_and_too_modest_do_not_cancel() -> None:
+    """Of 15 bins, 0.61 and 0.69 fall into two; the mean of their gaps is the error."""
+    confidence = torch.tensor([0.61, 0.61, 0.69, 0.69])
+    score = ClassificationScore(2)
+    score.update(torch.stack((confidence, 1 - confidence), 1).log(), torch.tensor([0, 0, 1, 1]))
+    assert score.compute().calibration_error == pytest.approx((0.39 + 0.69) / 2, abs=1e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 50, PICTURES])
 def test_batches_and_reading_in_between_change_nothing(batch: int) -> None:
     logits, labels = _answers()
