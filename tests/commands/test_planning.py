@@ -96,6 +96,15 @@ def test_memory_is_state_and_activations() -> None:
     assert memory["fits"] and memory["largest_micro_batch"] > 1024
 
 
+def test_copies_of_the_weights_and_checkpoints_are_counted() -> None:
+    """bfloat16 casts the weights, an average is one more; a checkpoint appears beside the kept."""
+    found = on_h200("tiny", {"optim.ema": 0.99, "engine.keep": 3})
+    assert found["memory"]["half_weights"] == 2 * found["parameters"]
+    assert found["memory"]["average"] == 4 * found["parameters"]
+    assert found["disk"]["checkpoint"] == pytest.approx(16 * found["parameters"], rel=0.01)
+    assert found["disk"]["checkpoints"] == 4 * found["disk"]["checkpoint"]
+
+
 def test_what_does_not_fit_is_told_how_it_does() -> None:
     found = on_h200("base", memory=20e9)["memory"]
     largest = found["largest_micro_batch"]
