@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import resource
+from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from beit.cli import main
 from beit.interop import hub
+from beit.interop.pickles import Name, Refused, read_pickle
 from interop.hostile_files import NAMES, hostile
 
 ENTRIES = {
@@ -108,3 +111,11 @@ def test_graphs_are_written_and_never_read(
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and "written and never read" in told[0]
     assert not sentinel.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_on_the_list_is_refused_before_it_is_kept() -> None:
+    listed = {Name("collections", "OrderedDict")}
+    assert read_pickle(BytesIO(pickle.dumps(OrderedDict())), listed).maker in listed
+    for other in (len, Path):
+        with pytest.raises(Refused, match="asks for .*, which is not on the list"):
+            read_pickle(BytesIO(pickle.dumps(other)), listed)
