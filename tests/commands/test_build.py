@@ -16,6 +16,7 @@ from beit.commands.assembly.build import (
     loader_settings,
     mask_plan,
 )
+from beit.commands.assembly.initial import start_from
 from beit.engine.distribution import World
 from beit.engine.fit import _deterministic
 from beit.engine.settings import FitSettings, promise_repeatable_products
@@ -224,3 +225,11 @@ def test_evaluations_are_not_more_than_a_hundred_unless_asked_for() -> None:
     assert settings.evaluate_every == 3
     settings = fit_settings(optim, EngineRecipe(), 400_000, torch.device("cpu"))
     assert settings.evaluate_every == 320_000  # 8 epochs
+
+
+def test_what_stands_for_masked_patches_rests_in_fine_tuning() -> None:
+    """Nothing is masked there: it would decay, and ranks would miss its gradient."""
+    start = start_from(classify_recipe("digits").encoder, "none", 0)
+    trained = {name for name, value in start.encoder.named_parameters() if value.requires_grad}
+    everything = {name for name, _ in start.encoder.named_parameters()}
+    assert everything - trained == {"embeddings.mask_embedding"}

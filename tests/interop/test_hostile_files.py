@@ -119,3 +119,10 @@ def test_a_name_that_is_not_on_the_list_is_refused_before_it_is_kept() -> None:
     for other in (len, Path):
         with pytest.raises(Refused, match="asks for .*, which is not on the list"):
             read_pickle(BytesIO(pickle.dumps(other)), listed)
+
+
+def test_an_instruction_that_no_module_needs_is_refused() -> None:
+    doubled = b"\x80\x02}2."  # a dictionary, and the same once more: DUP
+    assert pickle.loads(doubled) == {}
+    with pytest.raises(Refused, match="its pickle uses DUP, which no saved module needs"):
+        read_pickle(BytesIO(doubled), None)

@@ -200,9 +200,8 @@ def start_from(recipe: EncoderRecipe, init: str, seed: int) -> Start:
 
     Width, depth, heads and patches must be those of the recipe. Departure: how positions are told
     and whether there is LayerScale follow the model that is given and not the recipe's preset,
-    unless the recipe says it field by field. A
-    bias table shared by all blocks is copied into each, as in the reference; another picture size
-    resizes what depends on it.
+    unless the recipe says it field by field. A bias table shared by all blocks is copied into each,
+    as in the reference; another picture size resizes what depends on it.
 
     Args:
         recipe: What the encoder is to be.
