@@ -150,9 +150,7 @@ class TrainingStep:
         names: tuple[str, ...] = ()
         sums = torch.zeros((), device=self._device)
         for number in range(self._settings.accumulate):
-            asked = time.perf_counter()
-            batch = next(batches)
-            self._waited += time.perf_counter() - asked
+            batch = self._next(batches)
             identities.append(batch_identity(batch))
             last = number == self._settings.accumulate - 1
             with self._without_reduction(last):
@@ -165,6 +163,15 @@ class TrainingStep:
             weight = output.weight.detach().float()
             sums = sums + torch.cat([weight[None], means * weight])
         return names, sums, identities
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next micro-batch; how long the device had to do without is noted."""
+        asked, worked = time.perf_counter(), time.thread_time()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        if self._device.type == "cpu":  # which reads the pictures itself: that is no waiting
+            self._waited -= min(time.thread_time() - worked, time.perf_counter() - asked)
+        return batch
 
     def _forward(self, done: int, number: int, batch: Any) -> StepOutput:
         settings, rank = self._settings, self._world.rank
