@@ -98,7 +98,7 @@ def choose_compilation(asked: bool | None, device: torch.device, steps: int) -> 
     """Whether to compile the step: where it was found to pay, and can be done, unless it is said.
 
     On an H200 compiling takes under a minute and makes a step about a quarter shorter; on a CPU it
-    gains nothing (docs/performance.md).
+    gains next to nothing (docs/performance.md).
     """
     if asked is not None:
         return asked
